@@ -1,0 +1,133 @@
+"""The codec behind one interface: `native` (the compiled extension) and `portable` (numba, NumPy).
+
+Both modules offer the functions of `Codec`, with the same arguments, errors and bytes.
+"""
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from gtcbmuf.backends.layout import (
+    BYTES,
+    DENSE,
+    FLOAT32,
+    FLOAT64,
+    HEADER_BYTES,
+    PACKED,
+    QUANTA,
+    RAW,
+    WORDS,
+    Header,
+)
+from gtcbmuf.errors import SettingsError
+
+__all__ = [
+    "BYTES",
+    "DENSE",
+    "FLOAT32",
+    "FLOAT64",
+    "HEADER_BYTES",
+    "PACKED",
+    "QUANTA",
+    "RAW",
+    "WORDS",
+    "Codec",
+    "Header",
+    "choose",
+    "native_is_built",
+]  # fmt: skip
+
+
+class Codec(Protocol):
+    """Gradients to messages and back, as docs/message-format.md says.
+
+    Wrong arguments raise TypeError or ValueError, saying what was found and the cure.
+    """
+
+    def encode(
+        self, segments: Sequence[np.ndarray], residual_in: np.ndarray, residual_out: np.ndarray,
+        threshold: float, *, max_sent: int | None = None, sequence: int = 0, bucket: int = 0,
+        sender: int = 0, dtype: str | None = None,
+    ) -> np.ndarray:  # fmt: skip
+        """Adds a gradient to the residual and takes out what reached the threshold, as a message.
+
+        segments: list of contiguous arrays [n_s], the gradients laid end to end, n = sum of n_s;
+            all float32, float16, float64 or bfloat16. bfloat16 arrays are those of ml_dtypes, or
+            the bits in uint16 arrays with dtype="bfloat16"; otherwise dtype need not be given.
+        residual_in: float32 [n]. residual_out: float32 [n], may be residual_in, else apart from it.
+        threshold: tau, finite and > 0 as a float32, in the units of the gradient.
+        max_sent: send no more elements than that (the others stay in the residual); None: all.
+        sequence (64 bits), bucket, sender (32 bits): for the header; sequence also moves the cap.
+        Returns the message, uint8 [64 to message_capacity(n)].
+
+        If a sum of gradient and residual is NaN or infinite, the message announces it (see
+        Header.non_finite) and residual_out holds nothing of use: keep residual_in apart from
+        residual_out if the step may be refused.
+        """
+
+    def raw(
+        self, array: np.ndarray, *, weight: int = 1, sequence: int = 0, bucket: int = 0,
+        sender: int = 0,
+    ) -> np.ndarray:  # fmt: skip
+        """The array as it is in a message: uint8, float32 or float64 [n] -> uint8 [64 + bytes].
+
+        `weight` (64 bits) is the header's `sent`. A float that is NaN or infinite is announced.
+        The body of a message is message[HEADER_BYTES:].view(array.dtype).
+        """
+
+    def read_header(self, message) -> Header:
+        """The header of a message (any buffer of >= 64 bytes). Raises MessageError if unsound."""
+
+    def validate(self, message) -> Header:
+        """Every check of the format on a whole message; raises MessageError with what was found."""
+
+    def decode_add(self, messages: Sequence, dense: np.ndarray) -> None:
+        """dense[i] += q, in float32, for the messages in the given order; dense float32 [n].
+
+        Before anything is written, every message is validated: raises MessageError for an unsound
+        one, MismatchError for a raw one or another n, NonFiniteError for an announcement.
+        """
+
+    def bound(self, n: int, k: int) -> int:
+        """Bytes of the longest message with k of n elements sent, wherever they are."""
+
+    def max_sent(self, n: int, cap_bytes: int) -> int:
+        """The largest m with bound(n, m) <= cap_bytes; 0 if there is none."""
+
+    def message_capacity(self, n: int) -> int:
+        """Bytes that hold any message of n elements: 64 + ceil(n / 4)."""
+
+
+def native_is_built() -> bool:
+    """Whether the extension gtcbmuf._core is installed (not: whether it can be loaded)."""
+    return importlib.util.find_spec("gtcbmuf._core") is not None
+
+
+def choose(name: str | None = None) -> Codec:
+    """The back end of that name ("native" or "portable"), as a module.
+
+    None: native, or, with a RuntimeWarning, portable where the extension is not built. An
+    extension that is there but does not load is an error, never a reason to take the other one.
+    """
+    if name is None:
+        name = "native" if native_is_built() else "portable"
+        if name == "portable":
+            warnings.warn(
+                "the extension gtcbmuf._core is not built: using the portable back end. Install "
+                "gtcbmuf with a C compiler at hand, or ask for it: GTCBMUF_BACKEND=portable",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    if name not in ("native", "portable"):
+        raise SettingsError(f"back end {name!r} does not exist; choose native or portable")
+    if name == "native" and not native_is_built():
+        raise SettingsError(
+            "back end native: the extension gtcbmuf._core is not built. Install gtcbmuf with a C "
+            "compiler at hand (pip install --force-reinstall --no-cache-dir gtcbmuf), or choose "
+            "GTCBMUF_BACKEND=portable"
+        )
+    return importlib.import_module(f"gtcbmuf.backends.{name}")
