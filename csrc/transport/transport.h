@@ -1,0 +1,81 @@
+/* The only room that knows MPI. Built without mpi.h and without libmpi: a table of functions is looked up
+   in the library that mpi4py has loaded (gtcb_mpi_lookup), or filled by a program that links MPI itself.
+
+   Handles (MPI_Comm, MPI_Datatype) are pointers in one MPI and ints in another. Both travel as intptr_t: on the
+   ABIs that setup.py accepts, the two lie in the same integer register, an int sign-extended, which is
+   how mpi4py's _handleof gives it. Requests and statuses are opaque and larger than any known one. */
+#ifndef GTCB_TRANSPORT_H
+#define GTCB_TRANSPORT_H
+
+#include "codec/codec.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef intptr_t gtcb_handle;
+
+#define GTCB_MPI_STATUS_BYTES 256    /* 20 to 32 in the MPIs there are */
+#define GTCB_MPI_TEXT 8192           /* above MPI_MAX_ERROR_STRING and MPI_MAX_LIBRARY_VERSION_STRING of all */
+#define GTCB_PIECE_BYTES ((size_t)1 << 30)   /* of one MPI message: MPI counts are ints */
+
+typedef struct gtcb_mpi {
+    int (*isend)(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request);
+    int (*irecv)(void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request);
+    int (*test)(void *request, int *flag, void *status);
+    int (*comm_size)(gtcb_handle comm, int *size);
+    int (*comm_rank)(gtcb_handle comm, int *rank);
+    int (*get_library_version)(char *text, int *length);
+    int (*error_string)(int code, char *text, int *length);
+    int (*query_thread)(int *provided);
+    gtcb_handle byte;                /* MPI_BYTE */
+} gtcb_mpi;
+
+/* Fills the table from the library that the shared object at `path` (mpi4py's MPI module, already loaded) uses.
+   On failure the status is GTCB_BAD_ARGUMENT and `text` says what is missing. */
+gtcb_status gtcb_mpi_lookup(const char *path, gtcb_handle byte, gtcb_mpi *out, char *text, size_t text_bytes);
+
+/* Do both sides see the same MPI? Size and rank of `comm` and the library version, as mpi4py gave them; the
+   trailing NULs and spaces of versions do not count. */
+gtcb_status gtcb_mpi_self_test(const gtcb_mpi *mpi, gtcb_handle comm, int size, int rank, const char *version,
+                               char *text, size_t text_bytes);
+
+/* What MPI says about an error code. */
+void gtcb_mpi_error_text(const gtcb_mpi *mpi, int code, char *text, size_t text_bytes);
+
+/* -- batch: transfers that are under way together ------------------------------------------------- */
+
+typedef struct gtcb_request {
+    intptr_t opaque[2];
+    uint32_t peer;
+    uint32_t slot;                   /* what it belongs to; receives only: GTCB_NO_SLOT for sends */
+} gtcb_request;
+
+#define GTCB_NO_SLOT UINT32_MAX
+
+typedef struct gtcb_batch {
+    const gtcb_mpi *mpi;
+    gtcb_handle comm;
+    size_t piece_bytes;
+    gtcb_request *pending;
+    size_t count, capacity, cursor;
+    uint32_t *awaited;               /* [slots] receives of each slot that have not arrived */
+    size_t slots;
+    uint64_t bytes_sent, bytes_received;
+    int mpi_code;                    /* of the call that gave GTCB_MPI_ERROR */
+} gtcb_batch;
+
+gtcb_status gtcb_batch_init(gtcb_batch *batch, const gtcb_mpi *mpi, gtcb_handle comm, size_t slots, size_t piece_bytes);
+void gtcb_batch_free(gtcb_batch *batch);     /* only when count is 0: MPI writes into pending requests */
+
+/* Transfers of any length, cut in pieces of piece_bytes; 0 bytes travel as nothing. */
+gtcb_status gtcb_batch_send(gtcb_batch *batch, const void *data, size_t bytes, uint32_t peer, int tag);
+gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint32_t peer, int tag, uint32_t slot);
+
+/* Tests some of the pending requests, *finished says how many were done. */
+gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
