@@ -39,7 +39,7 @@ __all__ = [
     "Header",
     "choose",
     "native_is_built",
-]  # fmt: skip
+]
 
 
 class Codec(Protocol):

@@ -12,7 +12,7 @@ from gtcbmuf.errors import MessageError
 MAGIC, VERSION = b"GTCB", 1
 HEADER_BYTES = 64
 BLOCK = 1024  # sent elements in a block of the packed body
-MAX_ELEMENTS = 1 << 62
+MAX_ELEMENTS = 1 << 60
 MAX_WORDS_ELEMENTS = 1 << 31  # beyond, an index does not fit the 31 bits of a word
 WORDS, PACKED, DENSE, RAW = 1, 2, 3, 4  # kinds
 QUANTA, BYTES, FLOAT32, FLOAT64 = 0, 1, 2, 3  # element types
@@ -109,6 +109,8 @@ def _check_kind(h: Header) -> None:
         raise MessageError(f"flags are {h.flags:#04x}; only bit 0 (non-finite) has a meaning")
     if (h.kind == RAW) != (h.element in ELEMENT_BYTES) or h.element > FLOAT64:
         raise MessageError(f"element type is {h.element}, which kind {h.kind} does not have")
+    if h.kind == RAW and struct.pack("<f", h.threshold) != bytes(4):
+        raise MessageError(f"threshold of a raw message is {h.threshold}, not 0")
     if h.kind != RAW and not 0 < h.threshold < float("inf"):
         raise MessageError(f"threshold is {h.threshold}, not finite and > 0")
 
@@ -117,7 +119,7 @@ def _check_lengths(h: Header) -> None:
     """body bytes = what kind, n and k allow."""
     n, k, body = h.elements, h.sent, h.body_bytes
     if n > MAX_ELEMENTS:
-        raise MessageError(f"elements is {n}, more than 2^62")
+        raise MessageError(f"elements is {n}, more than 2^60")
     if h.non_finite:
         if h.kind not in (WORDS, RAW) or h.element == BYTES:
             raise MessageError(f"non-finite flag on kind {h.kind}, element type {h.element}")
@@ -161,12 +163,8 @@ def message_capacity(n: int) -> int:
 
 
 def bound(n: int, k: int) -> int:
-    """Longest message [bytes] with k of n elements sent, wherever they are; grows with k.
-
-    Raises ValueError unless 0 <= k <= n.
-    """
-    if not 0 <= k <= n <= MAX_ELEMENTS:
-        raise ValueError(f"bound({n}, {k}): needs 0 <= sent <= elements <= 2^62")
+    """Longest message [bytes] with k of n elements sent, wherever they are; grows with k to n."""
+    k = min(k, n)
     if k == 0:
         return HEADER_BYTES
     low_bits = (2 * n // k).bit_length() - 1

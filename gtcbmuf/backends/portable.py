@@ -43,7 +43,7 @@ __all__ = [
     "raw",
     "read_header",
     "validate",
-]  # fmt: skip
+]
 
 
 # -- encode -------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def _packed_numbers(header: Header, body: np.ndarray, words: np.ndarray) -> np.n
     counts[-1] = k - layout.BLOCK * (len(spans) - 1)
     if (spans < counts.astype(np.uint64)).any():
         raise MessageError("a span of a packed body is less than its block's count")
-    # n is at most 2^62: the first partial sum that is too large cannot wrap round.
+    # n is at most 2^60: the first partial sum that is too large cannot wrap round.
     if (spans > n).any() or (np.cumsum(spans) > n).any():
         raise MessageError(f"the spans of a packed body add up to more than the {n} elements")
     blocks = layout.blocks(spans, k)
