@@ -11,7 +11,7 @@ from gtcbmuf.backends import layout
 
 _U64 = np.uint64
 _0, _1, _2, _3, _6, _7, _32, _63, _64 = (_U64(x) for x in (0, 1, 2, 3, 6, 7, 32, 63, 64))
-_KEY, _LOW = _U64(layout._KEY), _U64(layout._LOW)
+_KEY, _LOW = _U64(layout.CHECKSUM_KEY), _U64(0xFFFFFFFF)
 _BLOCK = layout.BLOCK
 _LOWEST = np.array([0] + [(byte & -byte).bit_length() - 1 for byte in range(1, 256)])
 

@@ -43,7 +43,7 @@ def accumulate(gradient, residual_in, residual_out, threshold, first, numbers):
 
 def checksum(words):
     """S of the format: uint64 [m] -> int."""
-    key = np.arange(1, len(words) + 1, dtype=np.uint64) * np.uint64(layout._KEY)
+    key = np.arange(1, len(words) + 1, dtype=np.uint64) * np.uint64(layout.CHECKSUM_KEY)
     x = words ^ key
     terms = words + (words << 32) + (x & 0xFFFFFFFF) * (x >> 32)
     return int(terms.sum(dtype=np.uint64))

@@ -22,7 +22,8 @@ KIND_NAMES = {WORDS: "words", PACKED: "packed", DENSE: "dense", RAW: "raw"}
 
 _HEADER = struct.Struct("<4sBBBBQQQQIIfIQ")
 _HEADER_CHECKSUM_AT = 52
-_KEY, _LOW, _ALL = 0x9E3779B97F4A7C15, (1 << 32) - 1, (1 << 64) - 1
+CHECKSUM_KEY = 0x9E3779B97F4A7C15
+_LOW, _ALL = (1 << 32) - 1, (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ def checksum_words(words: Iterable[int]) -> int:
     """S of the format for a few 64-bit words (kernels.checksum does long bodies)."""
     total = 0
     for i, w in enumerate(words):
-        x = w ^ ((i + 1) * _KEY & _ALL)
+        x = w ^ ((i + 1) * CHECKSUM_KEY & _ALL)
         total += w + (w << 32) + (x & _LOW) * (x >> 32)
     return total & _ALL
 
