@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from gtcbmuf.errors import SettingsError
+
 PREFIX = "GTCBMUF_"
-
-
-class ConfigError(ValueError):
-    """An environment variable has a name or a value that means nothing to gtcbmuf."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +94,14 @@ SETTINGS = (
 
 
 def read(environ: Mapping[str, str]) -> Config:
-    """The configuration in `environ`; ConfigError says what is allowed where it is not sound."""
+    """The configuration in `environ`; SettingsError says what is allowed where it is not sound."""
     by_name = {setting.name: setting for setting in SETTINGS}
     values = {}
     for name in sorted(environ):
         if not name.startswith(PREFIX):
             continue
         if name not in by_name:
-            raise ConfigError(f"the environment has {name}, which gtcbmuf does not know; "
+            raise SettingsError(f"the environment has {name}, which gtcbmuf does not know; "
                               f"it knows {', '.join(by_name)}")  # fmt: skip
         setting, text = by_name[name], environ[name].strip()
         if not text:
@@ -111,7 +109,7 @@ def read(environ: Mapping[str, str]) -> Config:
         try:
             values[setting.field] = setting.parse(text)
         except (ValueError, KeyError):
-            raise ConfigError(f"{name}={text!r}: allowed is {setting.allowed}") from None
+            raise SettingsError(f"{name}={text!r}: allowed is {setting.allowed}") from None
     return Config(**values)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gtcbmuf import config
+from gtcbmuf.errors import SettingsError
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -41,13 +42,13 @@ def test_set_but_empty_is_not_set():
     ("GTCBMUF_PROGRESS_THREAD", "yes", "0 or 1"),
 ])
 def test_an_unknown_value_says_what_is_allowed(name, value, allowed):
-    with pytest.raises(config.ConfigError, match=allowed) as caught:
+    with pytest.raises(SettingsError, match=allowed) as caught:
         config.read({name: value})
     assert name in str(caught.value) and repr(value) in str(caught.value)
 
 
 def test_an_unknown_name_says_which_are_known():
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(SettingsError) as caught:
         config.read({"GTCBMUF_TIMEOUT": "5"})
     assert "GTCBMUF_TIMEOUT," in str(caught.value)
     for setting in config.SETTINGS:
