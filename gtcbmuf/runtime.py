@@ -1,0 +1,246 @@
+"""The process's place among the others: start MPI, the engine and the exchanges; end them in order."""
+
+from __future__ import annotations
+
+import atexit
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gtcbmuf import agreement, config, launcher
+from gtcbmuf import groups as grouping
+from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
+
+
+@dataclass
+class _Runtime:
+    MPI: Any
+    comm: Any  # a duplicate of COMM_WORLD: gtcbmuf's traffic never meets the program's own
+    hosts: list[tuple[int, str]]  # of each rank: (lowest rank on it, name)
+    local_rank: int
+    local_size: int
+    engine: Any
+    world: Any
+    exchanges: list = field(default_factory=list)  # (exchange, its communicator)
+    groups: dict = field(default_factory=dict)
+
+
+_runtime: _Runtime | None = None
+
+
+def init() -> None:
+    """Join the other processes of this job; without a launcher, be a job of one.
+
+    Every rank must call it. A second call does nothing. LauncherError if launcher and MPI do not
+    fit, SettingsError for an environment that makes no sense; both on all ranks that MPI knows.
+    """
+    global _runtime
+    if _runtime is not None:
+        return
+    MPI = launcher.load_mpi()
+    comm = MPI.COMM_WORLD.Dup()
+    settings = _together(comm, config.current)
+    local = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    place = (local.bcast(comm.rank), MPI.Get_processor_name())
+    runtime = _Runtime(MPI, comm, comm.allgather(place), local.rank, local.size, None, None)
+    local.Free()
+    _together(comm, lambda: _start(runtime, settings))
+    _runtime = runtime
+    _watch_the_end(runtime)
+
+
+def _start(runtime, settings):
+    """The engine (whose self-test compares its MPI with mpi4py's) and the exchange of all ranks."""
+    from gtcbmuf import exchange  # needs the extension, which groups and doctor do without
+
+    runtime.engine = exchange.Engine(
+        runtime.comm,
+        variant=settings.variant,
+        threads=settings.threads or config.default_threads(runtime.local_size),
+        progress_thread=_may_use_a_thread(runtime.MPI, settings),
+        timeout_seconds=settings.timeout_seconds,
+    )
+    runtime.world = _open(runtime, runtime.comm.Dup())
+
+
+def _may_use_a_thread(MPI, settings):
+    """Without MPI_THREAD_MULTIPLE the exchange moves only while the program waits for it."""
+    offered = MPI.Query_thread() >= MPI.THREAD_MULTIPLE
+    if settings.progress_thread and not offered:
+        raise SettingsError(
+            "GTCBMUF_PROGRESS_THREAD=1, but MPI was started without MPI_THREAD_MULTIPLE: call "
+            "gtcbmuf's init() before anything starts MPI, or leave the variable out"
+        )
+    return offered if settings.progress_thread is None else settings.progress_thread
+
+
+def _open(runtime, comm):
+    from gtcbmuf.exchange import MpiExchange
+
+    exchange = MpiExchange(runtime.engine, comm)
+    runtime.exchanges.append((exchange, comm))
+    return exchange
+
+
+def _together(comm, make):
+    """make() on every rank. If it fails anywhere, every rank raises, so that none is left waiting."""
+    result = error = None
+    try:
+        result = make()
+    except Exception as caught:  # noqa: BLE001 - raised below, on all ranks
+        error = caught
+    texts = comm.allgather(None if error is None else str(error) or type(error).__name__)
+    failed = [rank for rank, text in enumerate(texts) if text is not None]
+    if error is not None and (len(failed) == comm.size or comm.size == 1):
+        raise error
+    if failed:
+        kind = type(error) if isinstance(error, GtcbmufError) else LauncherError
+        raise kind(f"rank {agreement.ranks(failed)}: {texts[failed[0]]}") from error
+    return result
+
+
+# -- the end -------------------------------------------------------------------------------------
+
+
+def _watch_the_end(runtime):
+    """Close before MPI does, however the program ends."""
+    MPI = runtime.MPI
+    atexit.register(_close, runtime)
+    # MPI_Finalize deletes the attributes of COMM_SELF first: so a program may call it itself.
+    runtime.keyval = MPI.Comm.Create_keyval(delete_fn=lambda *_: _close(runtime))
+    MPI.COMM_SELF.Set_attr(runtime.keyval, runtime)
+    if runtime.comm.size > 1 and sys.excepthook is not _end_all_ranks:
+        _end_all_ranks.previous = sys.excepthook
+        sys.excepthook = _end_all_ranks
+
+
+def _end_all_ranks(kind, error, trace):
+    """An exception that nobody caught, on one rank or on all: say so once, then end the job.
+
+    Left alone, this rank would wait in MPI_Finalize for the others, and they in an exchange for it.
+    """
+    runtime, previous = _runtime, _end_all_ranks.previous
+    if runtime is None or runtime.MPI.Is_finalized():
+        previous(kind, error, trace)
+        return
+    rank, size = runtime.comm.rank, runtime.comm.size
+    if rank > 0:  # all ranks raise most errors together: then the lowest one's abort comes first
+        time.sleep(0.5 + 0.1 * min(rank, 20))
+    sys.stdout.flush()
+    print(f"gtcbmuf: rank {rank} of {size} ends the job:", file=sys.stderr)
+    previous(kind, error, trace)
+    sys.stderr.flush()
+    runtime.MPI.COMM_WORLD.Abort(1)
+
+
+def _close(runtime) -> bool:
+    """Stop the engine; operations in flight fail. False if MPI still holds some of their buffers."""
+    global _runtime
+    if _runtime is not runtime:
+        return True
+    _runtime = None
+    runtime.engine.close()
+    closed = [exchange.close() for exchange, _ in runtime.exchanges]
+    return all(closed)
+
+
+def shutdown() -> None:
+    """Leave the job. Does not wait for other ranks; what they still expect of this one fails at
+    their deadline. MPI itself stays up until the program ends; init() may follow."""
+    runtime = _runtime
+    if runtime is None:
+        return
+    clean = _close(runtime)
+    atexit.unregister(_close)
+    runtime.MPI.COMM_SELF.Delete_attr(runtime.keyval)
+    if clean:
+        for _, comm in runtime.exchanges:
+            comm.Free()
+        runtime.comm.Free()
+
+
+# -- questions -----------------------------------------------------------------------------------
+
+
+def is_initialized() -> bool:
+    return _runtime is not None
+
+
+def _get() -> _Runtime:
+    if _runtime is None:
+        raise GtcbmufError("gtcbmuf is not initialised in this process: call init() first")
+    return _runtime
+
+
+def rank() -> int:
+    """This process's number in the job, from 0."""
+    return _get().comm.rank
+
+
+def size() -> int:
+    """How many processes the job has."""
+    return _get().comm.size
+
+
+def local_rank() -> int:
+    """This process's number on its host, from 0."""
+    return _get().local_rank
+
+
+def local_size() -> int:
+    """How many processes of the job this host has."""
+    return _get().local_size
+
+
+def hosts() -> list[str]:
+    """The host of each rank."""
+    return [name for _, name in _get().hosts]
+
+
+def engine():
+    return _get().engine
+
+
+def world():
+    """The exchange of all ranks."""
+    return _get().world
+
+
+def groups(spec=None) -> grouping.Groups:
+    """The groups that `spec` names (gtcbmuf.groups.form) with their exchanges; every rank must ask
+    for the same ones. Asked again, it gives the same object."""
+    runtime = _get()
+    members = _together(
+        runtime.comm, lambda: grouping.form(spec, [h for h, _ in runtime.hosts], size())
+    )
+    key = tuple(map(tuple, members))
+    asked = runtime.comm.allgather(key)
+    if any(other != key for other in asked):
+        labelled = [[("groups", grouping.describe([list(g) for g in other]))] for other in asked]
+        raise MismatchError(agreement.difference(labelled))
+    if key not in runtime.groups:
+        runtime.groups[key] = _make_groups(runtime, members)
+    return runtime.groups[key]
+
+
+def _make_groups(runtime, members):
+    comm, me = runtime.comm, runtime.comm.rank
+    index = next(i for i, group in enumerate(members) if me in group)
+    leads = me == members[index][0]
+    intra = _open(runtime, comm.Split(index, me))
+    leaders = comm.Split(0 if leads else runtime.MPI.UNDEFINED, me)
+    inter = _open(runtime, leaders) if leads else None
+    return grouping.Groups(members, index, runtime.world, intra, inter)
+
+
+def agree(fingerprint) -> None:
+    """All ranks have the same fingerprint (gtcbmuf.agreement), or all raise the same MismatchError."""
+    agreement.agree(world(), fingerprint)
+
+
+def barrier() -> None:
+    """Wait until every rank is here; DeadlineError names those that do not come."""
+    world().post_allreduce(np.zeros(1, np.float32)).wait()
