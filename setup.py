@@ -69,9 +69,9 @@ def extension():
     headers = sorted(glob("csrc/**/*.h", recursive=True))
     return Extension(
         "gtcbmuf._core",
-        sources=sources + [os.path.join(bind, "nb_combined.cpp")],
+        sources=sources,
         depends=headers + ["setup.py"],
-        include_dirs=["csrc", nanobind.include_dir(), os.path.join(bind, "..", "ext", "robin_map", "include")],
+        include_dirs=["csrc", nanobind.include_dir(), bind, os.path.join(bind, "..", "ext", "robin_map", "include")],
         define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
         libraries=["dl", "m"],
         extra_link_args=["-pthread", "-Wl,-s" if sys.platform.startswith("linux") else "-pthread"],

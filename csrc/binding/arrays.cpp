@@ -1,0 +1,128 @@
+// Arguments: every array is checked here, before its pointer goes to C.
+#include "binding/binding.h"
+
+#include <cstdlib>
+
+using nb::dlpack::dtype_code;
+
+const gtcb_variant *variant_named(nb::handle name)
+{
+    if (name.is_none())
+        return gtcb_variant_best();
+    std::string text = nb::cast<std::string>(name);
+    const gtcb_variant *variant = gtcb_variant_named(text.c_str());
+    std::string known;
+    for (size_t i = 0; i < gtcb_variant_count(); i++)
+        known += (i ? ", " : "") + std::string(gtcb_variant_name(gtcb_variant_at(i)));
+    if (!variant)
+        throw nb::value_error(("variant '" + text + "' does not exist; this build has " + known).c_str());
+    if (!gtcb_variant_supported(variant))
+        throw nb::value_error(("variant '" + text + "' is not supported by this processor").c_str());
+    return variant;
+}
+
+gtcb_dtype dtype_named(const std::string &name)
+{
+    if (name == "float32") return GTCB_F32;
+    if (name == "bfloat16") return GTCB_BF16;
+    if (name == "float16") return GTCB_F16;
+    if (name == "float64") return GTCB_F64;
+    throw nb::type_error(("dtype '" + name + "': gradients are float32, float16, bfloat16 or float64").c_str());
+}
+
+std::vector<ReadArray> read_arrays(nb::handle sequence, const char *what)
+{
+    std::vector<ReadArray> arrays;
+    for (nb::handle item : sequence) {
+        ReadArray array;
+        if (!nb::try_cast<ReadArray>(item, array, false))
+            throw nb::type_error((std::string(what) + "[" + std::to_string(arrays.size()) +
+                                  "] is not a contiguous array in the CPU's memory").c_str());
+        arrays.push_back(std::move(array));
+    }
+    return arrays;
+}
+
+static bool holds(const ReadArray &a, gtcb_dtype dtype)
+{
+    switch (dtype) {
+    case GTCB_F32: return is_dtype(a, dtype_code::Float, 32);
+    case GTCB_F64: return is_dtype(a, dtype_code::Float, 64);
+    case GTCB_F16: return is_dtype(a, dtype_code::Float, 16);
+    default: return is_dtype(a, dtype_code::Bfloat, 16) || is_dtype(a, dtype_code::UInt, 16);   // NumPy has no bfloat16
+    }
+}
+
+std::vector<gtcb_segment> segments_of(const std::vector<ReadArray> &arrays, gtcb_dtype dtype)
+{
+    std::vector<gtcb_segment> segments;
+    segments.reserve(arrays.size());
+    for (const ReadArray &array : arrays) {
+        if (!holds(array, dtype))
+            throw nb::type_error(("segments[" + std::to_string(segments.size()) + "] has not the bucket's dtype").c_str());
+        segments.push_back({array.data(), array.size()});
+    }
+    return segments;
+}
+
+uint64_t total(const std::vector<gtcb_segment> &segments)
+{
+    uint64_t elements = 0;
+    for (const gtcb_segment &segment : segments)
+        elements += segment.count;
+    return elements;
+}
+
+template <class Array> static void check_residual(const Array &array, uint64_t elements, const char *what)
+{
+    if (!is_dtype(array, dtype_code::Float, 32))
+        throw nb::type_error((std::string(what) + " is not float32").c_str());
+    if (array.size() != elements)
+        throw nb::value_error((std::string(what) + " has " + std::to_string(array.size()) + " elements, the segments have " +
+                               std::to_string(elements)).c_str());
+}
+
+float *residual_pointer(const WriteArray &array, uint64_t elements, const char *what)
+{
+    check_residual(array, elements, what);
+    return (float *) array.data();
+}
+
+const float *residual_pointer(const ReadArray &array, uint64_t elements, const char *what)
+{
+    check_residual(array, elements, what);
+    return (const float *) array.data();
+}
+
+static bool overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
+{
+    const char *x = (const char *) a, *y = (const char *) b;
+    return x < y + b_bytes && y < x + a_bytes;
+}
+
+void check_overlaps(const std::vector<gtcb_segment> &segments, gtcb_dtype dtype, const float *residual_in,
+                    const float *residual_out, uint64_t elements)
+{
+    size_t bytes = elements * sizeof(float), width = dtype == GTCB_F32 ? 4 : dtype == GTCB_F64 ? 8 : 2;
+    if (residual_in != residual_out && overlap(residual_in, bytes, residual_out, bytes))
+        throw nb::value_error("residual_in and residual_out overlap in part; pass the same array twice, or two apart");
+    for (size_t i = 0; i < segments.size(); i++)
+        if (overlap(segments[i].data, segments[i].count * width, residual_out, bytes))
+            throw nb::value_error(("segments[" + std::to_string(i) + "] and residual_out overlap; pass a copy of one").c_str());
+}
+
+gtcb_element element_of(nb::dlpack::dtype d)
+{
+    if (d.lanes == 1 && d.code == (uint8_t) dtype_code::UInt && d.bits == 8) return GTCB_BYTES;
+    if (d.lanes == 1 && d.code == (uint8_t) dtype_code::Float && d.bits == 32) return GTCB_FLOAT32;
+    if (d.lanes == 1 && d.code == (uint8_t) dtype_code::Float && d.bits == 64) return GTCB_FLOAT64;
+    throw nb::type_error("the array must be uint8, float32 or float64; convert it, or view it as uint8");
+}
+
+size_t element_size(gtcb_element element) { return element == GTCB_BYTES ? 1 : element == GTCB_FLOAT32 ? 4 : 8; }
+
+ByteArray own_bytes(uint8_t *data, size_t bytes)
+{
+    nb::capsule owner(data, [](void *p) noexcept { std::free(p); });
+    return ByteArray(data, {bytes}, owner);
+}

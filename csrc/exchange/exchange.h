@@ -1,0 +1,102 @@
+/* The exchange: operations between all ranks of a communicator, each begun by a post and ended by a wait.
+
+   Every operation has a sequence number. First each rank sends its 64-byte header to all others; bodies move only
+   when all headers agree (docs/message-format.md, "Messages of an exchange"). An engine drives all exchanges of the
+   process: from its own thread, or from whoever waits; in both ways by the same code, one driver at a time. */
+#ifndef GTCB_EXCHANGE_H
+#define GTCB_EXCHANGE_H
+
+#include "transport/transport.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct gtcb_engine gtcb_engine;
+typedef struct gtcb_exchange gtcb_exchange;
+typedef struct gtcb_op gtcb_op;
+
+/* -- engine -------------------------------------------------------------------------------------- */
+
+typedef struct gtcb_engine_settings {
+    gtcb_mpi mpi;
+    const gtcb_variant *variant;
+    size_t threads;            /* for encode and decode, 1 or more */
+    bool progress_thread;      /* needs MPI_THREAD_MULTIPLE */
+    size_t piece_bytes;        /* GTCB_PIECE_BYTES; at least 1, less for tests */
+    size_t direct_bytes;       /* reduce and broadcast up to this length in one round, without shards */
+    double (*now)(void);       /* seconds of any origin; NULL: the monotonic clock */
+} gtcb_engine_settings;
+
+gtcb_status gtcb_engine_open(const gtcb_engine_settings *settings, gtcb_engine **out);
+/* Stops the thread and fails what is in flight (GTCB_CLOSED); to be called before MPI_Finalize. May be called twice. */
+void gtcb_engine_close(gtcb_engine *engine);
+/* After gtcb_engine_close and all gtcb_exchange_close. */
+void gtcb_engine_free(gtcb_engine *engine);
+const gtcb_engine_settings *gtcb_engine_get_settings(const gtcb_engine *engine);
+const gtcb_executor *gtcb_engine_executor(gtcb_engine *engine);    /* NULL with one thread */
+/* One round of work, for who drives without a thread; true if anything moved. */
+bool gtcb_engine_progress(gtcb_engine *engine);
+
+/* -- exchange ------------------------------------------------------------------------------------ */
+
+typedef struct gtcb_failure {
+    gtcb_status status;        /* GTCB_OK: there is none */
+    uint32_t rank;             /* whom it is about */
+    uint32_t bucket;
+    uint64_t index;            /* GTCB_NON_FINITE: the element */
+    uint64_t sequence;
+    char text[1024];
+} gtcb_failure;
+
+typedef struct gtcb_counters {
+    uint64_t operations, bytes_sent, bytes_received, elements_sent;    /* quanta sent by this rank */
+    double encode_seconds, exchange_seconds, decode_seconds, wait_seconds;
+} gtcb_counters;
+
+/* `comm` is for this exchange alone. */
+gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_exchange **out);
+/* False if MPI may still touch buffers of operations in flight: then they and the exchange are left alone for good,
+   and the communicator must not be freed. */
+bool gtcb_exchange_close(gtcb_exchange *exchange);
+uint32_t gtcb_exchange_rank(const gtcb_exchange *exchange);
+uint32_t gtcb_exchange_size(const gtcb_exchange *exchange);
+gtcb_counters gtcb_exchange_counters(gtcb_exchange *exchange);
+/* The first error that closed the exchange; status GTCB_OK while it is usable. */
+gtcb_failure gtcb_exchange_failure(gtcb_exchange *exchange);
+/* For tests: one bit of the next body that arrives here is turned. */
+void gtcb_exchange_corrupt_next(gtcb_exchange *exchange);
+
+/* -- operations ---------------------------------------------------------------------------------- */
+
+#define GTCB_BUCKETS ((uint32_t)1 << 24)     /* bucket numbers are below */
+
+/* Arrays belong to the operation until it is done, and until gtcb_op_release has returned true. */
+gtcb_status gtcb_post_encode(gtcb_exchange *exchange, const gtcb_encode_job *job, gtcb_op **out);   /* scratch, sequence, sender: ignored */
+gtcb_status gtcb_post_allreduce(gtcb_exchange *exchange, gtcb_element element, void *array, uint64_t elements,
+                                uint64_t weight, bool mean, uint32_t bucket, gtcb_op **out);
+gtcb_status gtcb_post_broadcast(gtcb_exchange *exchange, gtcb_element element, void *array, uint64_t elements,
+                                uint32_t root, uint32_t bucket, gtcb_op **out);
+gtcb_status gtcb_post_allgather(gtcb_exchange *exchange, gtcb_element element, const void *array, uint64_t elements,
+                                uint32_t bucket, gtcb_op **out);
+
+/* Waits so many seconds at most; true if the operation is done, well or not. */
+bool gtcb_op_wait(gtcb_op *op, double seconds);
+bool gtcb_op_done(const gtcb_op *op);
+/* Ends an operation whose time is up: GTCB_DEADLINE naming who has not come, unless it is done after all. */
+void gtcb_op_give_up(gtcb_op *op, double waited_seconds);
+const gtcb_failure *gtcb_op_failure(const gtcb_op *op);         /* once done */
+bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank);         /* after GTCB_DEADLINE */
+uint64_t gtcb_op_sequence(const gtcb_op *op);
+uint64_t gtcb_op_bytes_sent(const gtcb_op *op);
+const void *gtcb_op_header(const gtcb_op *op, uint32_t rank);
+const void *gtcb_op_body(const gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather */
+gtcb_status gtcb_op_decode_add(gtcb_op *op, float *dense, uint64_t elements);
+/* Gives the operation back; its buffers serve the next one of its kind. False if MPI may still touch its buffers
+   and arrays: they must then stay where they are for good, or until another call returns true. */
+bool gtcb_op_release(gtcb_op *op);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

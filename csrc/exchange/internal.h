@@ -1,0 +1,155 @@
+/* Inside of the exchange. Two locks: `drive` is held by whoever moves operations (one thread at a time; it may
+   take long), `lock` for a moment only. Where both are needed, `drive` first. */
+#ifndef GTCB_EXCHANGE_INTERNAL_H
+#define GTCB_EXCHANGE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "codec/variant.h"
+#include "exchange/exchange.h"
+#include "exchange/pool.h"
+
+/* Of one exchange, so many operations are under way at most; others wait in its queue. */
+#define GTCB_WINDOW 64
+#define GTCB_KEPT 4                /* finished operations of a kind that keep their buffers */
+
+/* -- what headers say (agree.c) ------------------------------------------------------------------- */
+
+typedef enum gtcb_operation {      /* of raw messages: bits 28 to 31 of the bucket field */
+    GTCB_ENCODE = 0,
+    GTCB_ALLGATHER = 1,
+    GTCB_SUM = 2,
+    GTCB_MEAN = 3,
+    GTCB_BROADCAST = 4,
+    GTCB_PIECE = 5,                /* one rank's part of a shard, on its way to the owner */
+    GTCB_RESULT = 6,               /* a reduced shard */
+    GTCB_SHARD = 7,                /* of a broadcast */
+    GTCB_FAREWELL = 15             /* this rank has given up */
+} gtcb_operation;
+
+uint32_t gtcb_pack_bucket(gtcb_operation operation, gtcb_element element, uint32_t bucket);
+size_t gtcb_element_bytes(gtcb_element element);
+/* Compares the headers of all ranks; fails the operation the same way on all of them. */
+gtcb_status gtcb_agree(gtcb_op *op);
+void gtcb_write_farewell(gtcb_exchange *exchange, const gtcb_failure *failure, void *header_out);
+/* Is this the header of the part that `rank` owes? Fails the operation if not. */
+gtcb_status gtcb_check_part(gtcb_op *op, const void *header, const void *body, uint64_t bytes, gtcb_operation operation,
+                            uint64_t shard, uint32_t sender, uint32_t from);
+
+/* -- buffers --------------------------------------------------------------------------------------- */
+
+typedef struct gtcb_buffer { uint8_t *data; size_t capacity; } gtcb_buffer;
+/* Grows only, with room to spare; contents are lost when it grows. 64-byte aligned, and readable 64 bytes beyond. */
+gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes);
+
+/* -- operations ------------------------------------------------------------------------------------ */
+
+typedef struct gtcb_op_class {
+    gtcb_status (*prepare)(gtcb_op *op);                    /* writes op->announcement */
+    gtcb_status (*begin)(gtcb_op *op);                      /* headers agree: posts the bodies' transfers */
+    void (*arrived)(gtcb_op *op, uint32_t slot);            /* all of a slot is here; may post more */
+    gtcb_status (*proceed)(gtcb_op *op);                    /* no transfer is pending: posts the next ones, or none: done */
+} gtcb_op_class;
+
+extern const gtcb_op_class gtcb_encode_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
+
+typedef enum gtcb_stage { GTCB_QUEUED, GTCB_HEADERS, GTCB_BODIES, GTCB_DONE } gtcb_stage;
+
+struct gtcb_op {
+    gtcb_op *next;                 /* in the queue, among the active, or among the free */
+    gtcb_exchange *exchange;
+    const gtcb_op_class *class;
+    gtcb_operation operation;
+    uint32_t bucket;
+    uint64_t sequence;
+
+    gtcb_encode_job job;           /* encode; its segments lie in `segments` */
+    gtcb_buffer segments;
+    void *array;                   /* the others */
+    gtcb_element element;
+    uint64_t elements, weight;
+    uint32_t root;
+
+    gtcb_stage stage;
+    unsigned phase;                /* of the bodies, as the class counts them */
+    gtcb_batch batch;
+    uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
+    uint8_t *late;                 /* [size] ranks that had not come at the deadline */
+    uint8_t announcement[GTCB_HEADER_BYTES];
+    gtcb_buffer headers;           /* [size] of all ranks */
+    gtcb_buffer own;               /* own message, or headers of own shards */
+    gtcb_buffer bodies;            /* what arrives */
+    size_t *offsets;               /* [size] into bodies */
+    double started;
+    gtcb_failure failure;
+    atomic_bool done;
+};
+
+struct gtcb_exchange {
+    gtcb_engine *engine;
+    gtcb_exchange *next;
+    gtcb_handle comm;
+    uint32_t rank, size;
+    uint64_t next_sequence;        /* lock */
+    gtcb_op *queue, *queue_end;    /* lock */
+    gtcb_op *idle;                 /* lock */
+    gtcb_op *active;               /* drive; in order of sequence */
+    size_t active_count;           /* drive */
+    bool abandoned;                /* drive: some operation ended with transfers pending */
+    gtcb_failure failure;          /* lock: the first */
+    bool failed;                   /* drive */
+    gtcb_batch farewells;          /* drive */
+    uint8_t farewell[GTCB_HEADER_BYTES];
+    gtcb_counters counters;        /* lock */
+    atomic_bool corrupt_next;
+};
+
+struct gtcb_engine {
+    gtcb_engine_settings settings;
+    pthread_mutex_t drive, lock;
+    pthread_cond_t work, done;
+    pthread_t thread;
+    bool has_thread, stopped;
+    atomic_bool stop;
+    atomic_size_t unfinished;      /* operations posted and not done */
+    atomic_int waiters;
+    gtcb_exchange *exchanges;      /* drive */
+    gtcb_pool *pool;
+    gtcb_buffer scratch;           /* drive: of encode */
+};
+
+/* operation.c: all with `drive` held */
+gtcb_op *gtcb_op_create(gtcb_exchange *exchange, gtcb_operation operation, uint32_t bucket);
+void gtcb_op_destroy(gtcb_op *op);
+void gtcb_op_start(gtcb_op *op);
+bool gtcb_op_advance(gtcb_op *op);
+void gtcb_op_finish(gtcb_op *op);
+/* Notes a failure, unless there is one already. */
+gtcb_status gtcb_op_fail(gtcb_op *op, gtcb_status status, uint32_t rank, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+const char *gtcb_op_describe(const gtcb_op *op, char *text, size_t bytes);
+
+/* For the classes: transfers of this operation. `phase` keeps the tags of its rounds apart. */
+gtcb_status gtcb_op_send(gtcb_op *op, const void *data, size_t bytes, uint32_t peer, unsigned phase);
+gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer, unsigned phase, uint32_t slot);
+/* Validates a body that has arrived; fails the operation if it is not sound. */
+gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t bytes, uint32_t from);
+uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank);
+void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure);
+
+/* Peers in an order that differs from rank to rank, so that not all talk to rank 0 first. */
+static inline uint32_t gtcb_peer(const gtcb_exchange *exchange, uint32_t i)     /* i = 1 .. size - 1 */
+{
+    return (uint32_t)(((uint64_t)exchange->rank + i) % exchange->size);
+}
+
+typedef struct gtcb_shard { uint64_t first, count; } gtcb_shard;
+static inline gtcb_shard gtcb_shard_of(uint64_t elements, uint32_t shards, uint32_t i)
+{
+    uint64_t base = elements / shards, extra = elements % shards;
+    gtcb_shard shard = {i * base + (i < extra ? i : extra), base + (i < extra)};
+    return shard;
+}
+
+#endif
