@@ -1,0 +1,51 @@
+"""PyTorch with Horovod's face: `import gtcbmuf.torch as hvd`.
+
+    hvd.init()
+    opt = hvd.DistributedOptimizer(opt, named_parameters=model.named_parameters(),
+                                   strategy=hvd.GTC(threshold=2e-3))
+    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+
+docs/coming-from-horovod.md says what is the same and what is not.
+"""
+
+from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
+from gtcbmuf.runtime import (
+    init,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+from gtcbmuf.torch.broadcasts import (
+    allgather_object,
+    broadcast_object,
+    broadcast_optimizer_state,
+    broadcast_parameters,
+)
+from gtcbmuf.torch.model import TorchModel
+from gtcbmuf.torch.named import BMUFOptimizer, GTCOptimizer, HybridOptimizer
+from gtcbmuf.torch.optimizer import DistributedOptimizer
+from gtcbmuf.torch.verbs import (
+    Average,
+    Compression,
+    Max,
+    Min,
+    ReduceOp,
+    Sum,
+    allgather,
+    allreduce,
+    allreduce_,
+    barrier,
+    broadcast,
+    broadcast_,
+)
+
+__all__ = [
+    "Average", "BMUF", "BMUFOptimizer", "Compression", "Dense", "DistributedOptimizer", "GTC",
+    "GTCOptimizer", "Hybrid", "HybridOptimizer", "Max", "Min", "ReduceOp", "Sum", "TorchModel",
+    "allgather", "allgather_object", "allreduce", "allreduce_", "barrier", "broadcast",
+    "broadcast_", "broadcast_object", "broadcast_optimizer_state", "broadcast_parameters", "init",
+    "is_initialized", "local_rank", "local_size", "rank", "shutdown", "size",
+]  # fmt: skip

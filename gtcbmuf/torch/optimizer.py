@@ -1,0 +1,376 @@
+"""The wrapper around a torch optimizer: gradients, or models, are exchanged under its hands."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import weakref
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from gtcbmuf import agreement, runtime
+from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.policy import Dense
+from gtcbmuf.torch import state, verbs
+from gtcbmuf.torch.model import TorchModel
+from gtcbmuf.torch.parameters import claim, collect, dtype_name, release
+from gtcbmuf.torch.reducer import GradientReducer
+
+
+class DistributedOptimizer(torch.optim.Optimizer):
+    """A torch optimizer whose step is taken together with all other ranks.
+
+    It is used as the optimizer inside it: param_groups, state, defaults, hooks and every other
+    attribute are that one's, and learning-rate schedulers take either.
+
+    optimizer: any torch.optim optimizer, with its parameters.
+    named_parameters: model.named_parameters(); the names must agree on all ranks. Without it
+        they are param.<group>.<index>. Parameters that require no gradient take no part.
+    strategy: Dense() (the mean of all gradients; default), GTC(...), BMUF(...) or Hybrid(...).
+    backward_passes_per_step: so many backward passes add up (are summed) before each step.
+    buffers: model.named_buffers(), averaged with the model by BMUF and Hybrid (see TorchModel).
+    optimizer_state: 'auto', 'keep', 'reset' or 'average' at block borders (see TorchModel).
+    compression, op, gradient_predivide_factor: Horovod's; only their defaults are accepted.
+    exchanges: the Groups to use in place of the process's own; for virtual workers in one process.
+
+    A parameter that had no gradient in a step takes part with zeros and gets the group's
+    gradient: ranks may have used different parts of the model. With BMUF its .grad stays None.
+
+    Everything that waits for other ranks raises the same error of gtcbmuf.errors on every rank. After
+    a NonFiniteError nothing has changed, but .grad: call zero_grad() and go on.
+    Source: Horovod's optimizer of the same name for the face, docs/layers.md for the inside.
+    """
+
+    _step_supports_amp_scaling = False  # GradScaler: unscale between synchronize() and step()
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+        strategy=None,
+        *,
+        backward_passes_per_step: int = 1,
+        buffers: Iterable[tuple[str, torch.Tensor]] = (),
+        optimizer_state: str = "auto",
+        compression=verbs.Compression.none,
+        op: verbs.ReduceOp = verbs.Average,
+        gradient_predivide_factor: float = 1.0,
+        exchanges=None,
+    ):
+        # Not super().__init__(): what an Optimizer holds is held by the inner one.
+        _check_arguments(optimizer, backward_passes_per_step, op, gradient_predivide_factor)
+        verbs.refuse_compression(compression)
+        self.inner = optimizer
+        self.strategy = Dense() if strategy is None else strategy
+        self._passes = backward_passes_per_step
+        self._names = None if named_parameters is None else list(named_parameters)
+        self._buffers = [(name, b) for name, b in buffers]
+        self._optimizer_state = optimizer_state
+        self._virtual = exchanges is not None
+        self._groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
+        self._samples = None
+        self._started = False
+        self._synchronized = False
+        self._skip = False
+        self._reducer = None
+        self._self = weakref.ref(self)
+        self._register()
+
+    def _register(self) -> None:
+        """Look at the inner optimizer's parameters: names, hooks, worker, all anew."""
+        named = collect(self.inner, self._names)
+        self._trainable = self._requires_grad()
+        self._model = TorchModel(
+            [(n.name, n.parameter) for n in named],
+            self.inner,
+            buffers=self._buffers,
+            optimizer_state=self._optimizer_state,
+        )
+        self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
+        claim(named, self._self)
+        if self._reducer is not None:
+            self._reducer.remove()
+            self._finalizer.detach()
+        self._reducer = GradientReducer(named, self._passes)
+        self._reducer.attach(self._worker)
+        self._finalizer = weakref.finalize(self, _let_go, self._reducer)
+
+    # -- a step -------------------------------------------------------------------------------------
+
+    def step(self, closure=None):
+        """Exchange (unless synchronize() has), update, and synchronise the block when one ends.
+
+        closure: evaluates the model and calls backward, once; for optimizers that evaluate it several
+        times (LBFGS) each evaluation is exchanged, and its loss is averaged so that all ranks
+        take the same decisions. Returns the closure's loss, or None.
+        """
+        if closure is not None and _evaluates_often(self.inner):
+            return self._step_often(closure)
+        return drive(self._step_generator(closure))
+
+    def _step_generator(self, closure=None) -> Iterator[None]:
+        """step() as a generator, for `lockstep` over virtual workers in one process."""
+        self._check_unchanged()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if not self._synchronized:
+            if self._skip and self._reducer.busy:
+                raise RuntimeError("step() inside skip_synchronize(), but synchronize() was not called")
+            if not self._skip:
+                yield from self._synchronize_generator()
+        self.inner.step()
+        yield from self._after_update()
+        return loss
+
+    def _step_often(self, closure):
+        def evaluate():
+            self._reset()
+            loss = closure()
+            drive(self._synchronize_generator())
+            if not self._worker.exchanges_gradients:
+                return loss
+            exchange = self._groups.intra
+            return drive(verbs._allreduce(exchange, torch.as_tensor(loss), verbs.Average, "loss"))
+
+        self._check_unchanged()
+        loss = self.inner.step(evaluate)
+        drive(self._after_update())
+        return loss
+
+    def _after_update(self) -> Iterator[None]:
+        samples, self._samples = self._samples, None
+        self._reset()
+        yield from self._worker.after_update(self._model, 1 if samples is None else samples)
+
+    def synchronize(self) -> None:
+        """Wait for the exchange: .grad then holds the group's gradient, ready to be clipped.
+
+        step() after it does not exchange again. With BMUF .grad stays this rank's own.
+        """
+        drive(self._synchronize_generator())
+
+    def _synchronize_generator(self) -> Iterator[None]:
+        if self._synchronized:
+            return
+        self._check_unchanged()
+        if not self._started:
+            yield from self._start()
+        if self._worker.exchanges_gradients:
+            self._reducer.post_all()
+            try:
+                yield from self._worker.finish()
+            except NonFiniteError:
+                self._reset()  # refused on every rank, nothing has changed: the next step may come
+                raise
+            self._reducer.collect()
+        self._reducer.collected = True
+        self._synchronized = True
+
+    def _start(self) -> Iterator[None]:
+        """Before anything is exchanged: do all ranks train the same model in the same way?"""
+        if not self._virtual:
+            runtime.agree(self._fingerprint())
+        yield from self._worker.start(self._model)
+        self._started = self._reducer.opened = True
+
+    def _fingerprint(self) -> list:
+        return agreement.fingerprint(
+            self._worker.layout.tensors,
+            self.strategy,
+            optimizer=type(self.inner).__name__,
+            optimizer_state=self._optimizer_state,
+            buffers=[(n, list(b.shape), dtype_name(b)) for n, b in self._model.buffers],
+        )
+
+    @contextlib.contextmanager
+    def skip_synchronize(self):
+        """`opt.synchronize(); clip; with opt.skip_synchronize(): opt.step()`, as in Horovod."""
+        self._skip = True
+        try:
+            yield
+        finally:
+            self._skip = False
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        """Backward passes in here only add to .grad; the next one outside starts the exchange."""
+        before, self._reducer.enabled = self._reducer.enabled, False
+        try:
+            yield
+        finally:
+            self._reducer.enabled = before
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the inner optimizer's. After synchronize() it drops the step; RuntimeError between
+        backward and synchronize() or step(), when the gradients are on their way."""
+        if self._reducer.busy:
+            raise RuntimeError(
+                "zero_grad() between backward() and step(): the gradients are being exchanged. "
+                "Call step(), or synchronize() and then zero_grad() to drop this step; run "
+                "backward passes whose gradients are not wanted inside no_sync()."
+            )
+        self._reset()
+        self.inner.zero_grad(set_to_none)
+
+    def _reset(self) -> None:
+        self._synchronized = False
+        self._reducer.reset()
+
+    def count_samples(self, samples: int) -> None:
+        """Add to the samples of the coming step; BMUF weighs participants by them.
+
+        A step in which it is not called counts as one.
+        """
+        if samples < 0:
+            raise ValueError(f"samples={samples}: at least 0")
+        self._samples = (self._samples or 0) + samples
+
+    # -- the model of the whole run -------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def global_model(self):
+        """Inside, the model holds W, the model of all ranks; after it, this rank's own again.
+
+        For evaluation and checkpoints with BMUF and Hybrid; with Dense and GTC the model is W.
+        """
+        vector = self._worker.global_params()
+        if vector is None:
+            yield
+            return
+        own = [p.detach().clone() for _, p in self._model.parameters]
+        self._model.write(vector)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (_, parameter), values in zip(self._model.parameters, own, strict=True):
+                    parameter.copy_(values)
+
+    def finalize(self) -> None:
+        """Close the running block and leave W in the model: at the end of training, on all ranks."""
+        drive(self._finalize_generator())
+
+    def _finalize_generator(self) -> Iterator[None]:
+        if not self._started:
+            yield from self._start()
+        yield from self._worker.finalize(self._model)
+
+    # -- an Optimizer's other duties --------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict) -> None:
+        """As the inner optimizer's, before the first step; RuntimeError after it.
+
+        Names: from named_parameters where it has them, else param.<group>.<index>.
+        """
+        if self._started:
+            raise RuntimeError(
+                "add_param_group() after the first step: the buckets are laid out and residuals "
+                "belong to them. Call remove_hooks(), add the group to the inner optimizer, and "
+                "wrap that in a new DistributedOptimizer, on all ranks."
+            )
+        if self._reducer.busy:
+            raise RuntimeError("add_param_group() between backward() and step(); call it before")
+        self.inner.add_param_group(param_group)
+        self._register()
+
+    def state_dict(self) -> dict:
+        """The inner optimizer's, and under 'gtcbmuf' this rank's residuals, Δ, W and counters.
+
+        Plain values and tensors: torch.load(weights_only=True) reads it. Each rank saves its own.
+        """
+        if self._reducer.busy:
+            raise RuntimeError("state_dict() between backward() and step(); call it after step()")
+        own = {"worker": state.to_torch(self._worker.state_dict()), "started": self._started}
+        return {**self.inner.state_dict(), "gtcbmuf": own}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """What state_dict gave; or a plain optimizer's, which leaves residuals, Δ and W alone."""
+        if self._reducer.busy:
+            raise RuntimeError("load_state_dict() between backward() and step(); call it after")
+        plain = {key: value for key, value in state_dict.items() if key != "gtcbmuf"}
+        self.inner.load_state_dict(plain)
+        if "gtcbmuf" in state_dict:
+            self._worker.load_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
+
+    def remove_hooks(self) -> None:
+        """Let go of the parameters: backward exchanges nothing any more, the inner optimizer is
+        free to be used or wrapped again."""
+        self._finalizer()
+
+    param_groups = property(
+        lambda self: self.inner.param_groups,
+        lambda self, groups: setattr(self.inner, "param_groups", groups),
+    )
+    state = property(
+        lambda self: self.inner.state, lambda self, state: setattr(self.inner, "state", state)
+    )
+    defaults = property(lambda self: self.inner.defaults)
+
+    def __getattr__(self, name: str):
+        if name == "inner":  # not there yet: __init__ has failed, or copy asks
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+    def __repr__(self) -> str:
+        return f"DistributedOptimizer({self.strategy!r}, {self.inner!r})"
+
+    def __reduce_ex__(self, protocol):
+        raise TypeError(
+            "a DistributedOptimizer cannot be copied or pickled: its hooks and exchanges belong to "
+            "this process. Save state_dict(), and load it into a new one."
+        )
+
+    def __deepcopy__(self, memo):
+        return self.__reduce_ex__(4)
+
+    def __getstate__(self):
+        return self.__reduce_ex__(4)
+
+    def _requires_grad(self) -> list[bool]:
+        return [p.requires_grad for group in self.inner.param_groups for p in group["params"]]
+
+    def _check_unchanged(self) -> None:
+        if not self._finalizer.alive:
+            raise RuntimeError("remove_hooks() was called: use the inner optimizer, or wrap it again")
+        if self._requires_grad() != self._trainable:
+            raise RuntimeError(
+                "the inner optimizer's parameters, or which of them require a gradient, have changed "
+                "since it was wrapped. Call remove_hooks() and wrap it again, on all ranks."
+            )
+
+
+def drive(generator: Iterator[None]):
+    """Run a generator out, where every rank is a process; its return value."""
+    return verbs._run(generator)
+
+
+def _let_go(reducer: GradientReducer) -> None:
+    reducer.remove()
+    release(reducer.named)
+
+
+def _evaluates_often(optimizer: torch.optim.Optimizer) -> bool:
+    """LBFGS and its like: step() cannot do without a closure."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _check_arguments(optimizer, passes, op, predivide) -> None:
+    if isinstance(optimizer, DistributedOptimizer):
+        raise ValueError("the optimizer is wrapped already; wrap the inner one: optimizer.inner")
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    if not isinstance(passes, int) or passes < 1:
+        raise ValueError(f"backward_passes_per_step={passes!r}: an integer, at least 1")
+    if op is not verbs.Average:
+        raise ValueError(
+            f"op={op!r}: DistributedOptimizer averages; a strategy may sum: GTC(average=False)"
+        )
+    if predivide != 1.0:
+        raise ValueError(
+            "gradient_predivide_factor is for sums that overflow; gtcbmuf adds in float64 or in "
+            "quanta, and accepts 1.0 only"
+        )

@@ -1,0 +1,166 @@
+"""Gradients on their way out and back: hooks, buckets, and the state of one step."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+
+import numpy as np
+import torch
+
+from gtcbmuf.torch.parameters import Named, dtype_name
+
+
+class GradientReducer:
+    """Counts gradients as backward makes them ready, and posts each bucket when it is complete.
+
+    Buckets are posted in the order of the worker's layout; one that is complete before its turn
+    is held back, so that all ranks post in the same order. Until `open` (the ranks agree on what
+    they train) gradients are counted only.
+
+    A posted gradient belongs to the exchange until `collect`: `collect` checks that nobody wrote
+    to it in between.
+    """
+
+    def __init__(self, named: list[Named], passes: int):
+        self.named = named
+        self.passes = passes
+        self.worker = None
+        self.opened = False
+        self.enabled = True  # False inside no_sync()
+        self.lock = threading.Lock()  # autograd has one thread per device
+        self.handles = [self._hook(i) for i in range(len(named))]
+
+    def attach(self, worker) -> None:
+        self.worker = worker
+        self.reset()
+
+    def reset(self) -> None:
+        """Ready for the next step."""
+        self.left = [self.passes] * len(self.named)  # backward passes until ready
+        self.missing = [len(b.numbers) for b in self.worker.layout.buckets]
+        self.next = 0  # bucket to post
+        self.posted = {}  # number -> (gradient tensor, its version when it was posted)
+        self.borrowed = []  # arrays that the exchange reads
+        self.collected = False
+
+    @property
+    def busy(self) -> bool:
+        """Some gradient of this step was counted, and the step has not been collected."""
+        return not self.collected and (self.next > 0 or any(n < self.passes for n in self.left))
+
+    def remove(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    # -- during backward ------------------------------------------------------------------------
+
+    def _hook(self, number: int):
+        reducer = weakref.ref(self)  # a hook must not keep the wrapper alive
+
+        def hook(parameter):
+            me = reducer()
+            if me is not None:
+                me.count(number)
+
+        return self.named[number].parameter.register_post_accumulate_grad_hook(hook)
+
+    def count(self, number: int) -> None:
+        with self.lock:
+            if self.collected or self.left[number] == 0:
+                raise RuntimeError(self._once_too_often(number))
+            if not self.enabled:
+                return
+            self.left[number] -= 1
+            if self.left[number] == 0:
+                self.missing[self.worker.layout.places[number][0]] -= 1
+                if self.opened and self.worker.exchanges_gradients:
+                    self._post_complete()
+
+    def _once_too_often(self, number: int) -> str:
+        name = self.named[number].name
+        if self.collected:
+            return (
+                f"backward reached {name} after synchronize() and before step(): the gradient "
+                "would be added to the group's. Call step(), or zero_grad() to drop this step."
+            )
+        return (
+            f"backward computed the gradient of {name} more than backward_passes_per_step="
+            f"{self.passes} times before step(). To accumulate gradients, raise "
+            "backward_passes_per_step, or run all backward passes but the last inside no_sync()."
+        )
+
+    def _post_complete(self) -> None:
+        while self.next < len(self.missing) and self.missing[self.next] == 0:
+            self._post()
+
+    def post_all(self) -> None:
+        """Post what is left; parameters without a gradient take part with zeros."""
+        with self.lock:
+            while self.next < len(self.missing):
+                self._post()
+
+    def _post(self) -> None:
+        bucket = self.worker.layout.buckets[self.next]
+        segments = [self._segment(number) for number in bucket.numbers]
+        self.borrowed += segments
+        self.worker.post(bucket.index, segments)
+        self.next += 1
+
+    def _segment(self, number: int) -> np.ndarray:
+        named = self.named[number]
+        if named.parameter.grad is None:
+            named.parameter.grad = torch.zeros_like(named.parameter)
+        gradient = named.parameter.grad
+        _check(named, gradient)
+        self.posted[number] = gradient, gradient._version
+        return as_segment(gradient)
+
+    # -- after the exchange ----------------------------------------------------------------------
+
+    def collect(self) -> None:
+        """The group's gradient into .grad of every parameter, in its own dtype."""
+        self._check_untouched()
+        for bucket in self.worker.layout.buckets:
+            values = torch.from_numpy(self.worker.gradient(bucket.index))
+            for number, offset in zip(bucket.numbers, bucket.offsets, strict=True):
+                gradient = self.posted[number][0]
+                part = values[offset : offset + gradient.numel()]
+                with torch.no_grad():
+                    gradient.copy_(part.view(gradient.shape))
+        self.borrowed.clear()
+        self.posted.clear()
+        self.collected = True
+
+    def _check_untouched(self) -> None:
+        for number, (gradient, version) in self.posted.items():
+            named = self.named[number]
+            if named.parameter.grad is not gradient or gradient._version != version:
+                raise RuntimeError(
+                    f"the gradient of {named.name} was changed while it was being exchanged, "
+                    "between backward() and step(). Call synchronize() first, then clip or scale "
+                    "the gradients, then step()."
+                )
+
+
+def as_segment(gradient: torch.Tensor) -> np.ndarray:
+    """1-D and contiguous, on the host; bfloat16 as its uint16 bits. Shares memory if it can."""
+    flat = gradient.detach().cpu().contiguous().view(-1)
+    if flat.dtype == torch.bfloat16:
+        return flat.view(torch.uint16).numpy()
+    return flat.numpy()
+
+
+def _check(named: Named, gradient: torch.Tensor) -> None:
+    if gradient.layout != torch.strided:
+        raise TypeError(
+            f"the gradient of {named.name} is sparse ({gradient.layout}); gtcbmuf exchanges dense "
+            "gradients only. Build the layer with sparse=False: a gradient that is mostly zero "
+            "costs GTC next to nothing."
+        )
+    expected = named.tensor
+    if tuple(gradient.shape) != expected.shape or dtype_name(gradient) != expected.dtype:
+        raise TypeError(
+            f"the gradient of {named.name} has shape {list(gradient.shape)} and dtype "
+            f"{dtype_name(gradient)}, its parameter {list(expected.shape)} and {expected.dtype}"
+        )
