@@ -1,6 +1,6 @@
 """The codec behind one interface: `native` (the compiled extension) and `portable` (numba, NumPy).
 
-Both modules offer the functions of `Codec`, with the same arguments, errors and bytes.
+Both modules, and what `choose` returns, offer the functions of `Codec`, with the same arguments, errors and bytes.
 """
 
 import importlib
@@ -102,32 +102,32 @@ class Codec(Protocol):
         """Bytes that hold any message of n elements: 64 + ceil(n / 4)."""
 
 
+_NOT_BUILT = "back end native: the extension gtcbmuf._core is not built"
+
+
 def native_is_built() -> bool:
     """Whether the extension gtcbmuf._core is installed (not: whether it can be loaded)."""
     return importlib.util.find_spec("gtcbmuf._core") is not None
 
 
-def choose(name: str | None = None) -> Codec:
-    """The back end of that name ("native" or "portable"), as a module.
+def choose(name: str | None = None, *, variant: str | None = None, threads: int = 1) -> Codec:
+    """The back end of that name, "native" or "portable".
 
     None: native, or, with a RuntimeWarning, portable where the extension is not built. An
     extension that is there but does not load is an error, never a reason to take the other one.
+    variant, threads: of native, see NativeCodec; portable has one variant and one thread.
     """
     if name is None:
         name = "native" if native_is_built() else "portable"
         if name == "portable":
-            warnings.warn(
-                "the extension gtcbmuf._core is not built: using the portable back end. Install "
-                "gtcbmuf with a C compiler at hand, or ask for it: GTCBMUF_BACKEND=portable",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-    if name not in ("native", "portable"):
+            warnings.warn(f"{_NOT_BUILT}: using portable", RuntimeWarning, stacklevel=2)
+    if name == "portable":
+        return importlib.import_module("gtcbmuf.backends.portable")
+    if name != "native":
         raise SettingsError(f"back end {name!r} does not exist; choose native or portable")
-    if name == "native" and not native_is_built():
+    if not native_is_built():
         raise SettingsError(
-            "back end native: the extension gtcbmuf._core is not built. Install gtcbmuf with a C "
-            "compiler at hand (pip install --force-reinstall --no-cache-dir gtcbmuf), or choose "
-            "GTCBMUF_BACKEND=portable"
+            f"{_NOT_BUILT}. Install gtcbmuf with a C and C++ compiler at hand (pip install "
+            "--force-reinstall --no-cache-dir gtcbmuf), or set GTCBMUF_BACKEND=portable"
         )
-    return importlib.import_module(f"gtcbmuf.backends.{name}")
+    return importlib.import_module("gtcbmuf.backends.native").NativeCodec(variant, threads)

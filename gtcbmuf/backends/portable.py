@@ -174,15 +174,19 @@ def validate(message) -> Header:
 def decode_add(messages, dense) -> None:
     """See gtcbmuf.backends.Codec.decode_add."""
     dense = arguments.dense(dense)
-    parsed = [_parse(message) for message in messages]
-    for header, _ in parsed:
-        check_addable(header, len(dense))
-    for header, numbers in parsed:
+    for header, numbers in parse_addable(messages, len(dense)):
         kernels.add(numbers, np.float32(header.threshold), dense)
 
 
-def check_addable(header: Header, elements: int) -> None:
-    """A sound message that decode_add can add to so many elements, or an error that says why."""
+def parse_addable(messages, elements: int) -> list[tuple[Header, np.ndarray]]:
+    """The headers and numbers of messages that can be added to so many elements; else raises."""
+    parsed = [_parse(message) for message in messages]
+    for header, _ in parsed:
+        _check_addable(header, elements)
+    return parsed
+
+
+def _check_addable(header: Header, elements: int) -> None:
     if header.kind == RAW:
         raise MismatchError(
             f"a raw message from rank {header.sender} where quanta were expected: "
@@ -211,8 +215,6 @@ def _parse(message) -> tuple[Header, np.ndarray]:
             f"body checksum is {header.body_checksum:#018x}, the body gives {found:#018x}"
         )
     if header.non_finite or header.kind == RAW or header.body_bytes == 0:
-        if header.kind == DENSE and header.sent:
-            raise MessageError(FAULTS[7])
         return header, np.empty(0, np.uint64)
     body = words.view(np.uint8)[: header.body_bytes]
     return header, _NUMBERS[header.kind](header, body, words)
