@@ -79,12 +79,16 @@ def align(
         report(f"Gaussian round {number + 1}: log-likelihood {mean:.3f} a frame")
     for number in range(network_rounds):
         network = _Network(mels)
-        loss = network.fit(np.concatenate([c.states[p] for c, p in zip(chains, paths)]),
-                           state_count)
+        loss = network.fit(np.concatenate(_along(chains, paths)), state_count)
         for i, chain in enumerate(chains):
             paths[i], _ = viterbi(network.scores(i)[:, chain.states], chain.skips)
         report(f"network round {number + 1}: cross-entropy {loss:.3f} a frame")
-    return [(c.states[p] // STATES_PER_PHONE).astype(np.int16) for c, p in zip(chains, paths)]
+    return [(s // STATES_PER_PHONE).astype(np.int16) for s in _along(chains, paths)]
+
+
+def _along(chains: Sequence[Chain], paths: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The state ids that the paths pass, one for each frame."""
+    return [chain.states[path] for chain, path in zip(chains, paths, strict=True)]
 
 
 def _even_path(mel: np.ndarray, chain: Chain) -> np.ndarray:
@@ -150,7 +154,7 @@ def _fit_gaussians(cepstra, chains, paths, state_count):
     size = cepstra[0].shape[1]
     count = np.zeros(state_count)
     first, second = np.zeros((state_count, size)), np.zeros((state_count, size))
-    for values, chain, path in zip(cepstra, chains, paths):
+    for values, chain, path in zip(cepstra, chains, paths, strict=True):
         states, values = chain.states[path], values.astype(np.float64)
         count += np.bincount(states, minlength=state_count)
         np.add.at(first, states, values)

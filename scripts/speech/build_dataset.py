@@ -28,7 +28,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from speech import corpus, features, phones, store  # noqa: E402
+from speech import corpus, features, phones, store
 
 RAREST_PHONE = 25  # occurrences: with fewer, an alignment model is not worth fitting
 SHORTEST, LONGEST = 0.25, 20.0  # seconds of one utterance
@@ -110,11 +110,11 @@ def _say(line: str) -> None:
 
 
 def check_tools() -> None:
-    """Raise `MissingTool` now rather than after the download."""
+    """Raise `MissingToolError` now rather than after the download."""
     corpus.require_program("espeak-ng", "install it: apt-get install espeak-ng")
     for module in ("scipy", "numba", "torch", "soundfile"):
         if importlib.util.find_spec(module) is None:
-            raise corpus.MissingTool(f"the Python module '{module}' is missing; "
+            raise corpus.MissingToolError(f"the Python module '{module}' is missing; "
                                      f"pip install {module}")
 
 
@@ -137,7 +137,7 @@ def main() -> int:
         if arguments.full:
             utterances += corpus.list_dialogues(unpacked)
         data = build(utterances, arguments.jobs)
-    except corpus.MissingTool as error:
+    except corpus.MissingToolError as error:
         _say(f"build_dataset.py: {error}")
         return 1
     if arguments.extract:

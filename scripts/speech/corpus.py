@@ -25,7 +25,7 @@ _DIALOGUE = re.compile(
 )
 
 
-class MissingTool(RuntimeError):
+class MissingToolError(RuntimeError):
     """A program, a package or a Python module the build needs is not there."""
 
 
@@ -41,16 +41,16 @@ class Utterance:
 
 
 def require_program(name: str, cure: str) -> None:
-    """Raise `MissingTool` with the cure when `name` is not on PATH."""
+    """Raise `MissingToolError` with the cure when `name` is not on PATH."""
     if shutil.which(name) is None:
-        raise MissingTool(f"the program '{name}' is not on PATH; {cure}")
+        raise MissingToolError(f"the program '{name}' is not on PATH; {cure}")
 
 
 def unpack_packages(packages: tuple[str, ...], work: Path) -> Path:
     """Download and unpack Debian packages below `work`, skipping those already there.
 
     Nothing is installed, so this needs no root. Returns the folder with one sub-folder a package.
-    Raises `MissingTool` when apt-get or dpkg is missing or a package cannot be downloaded.
+    Raises `MissingToolError` when apt-get or dpkg is missing or a package cannot be downloaded.
     """
     require_program("apt-get", "run this on Debian or Ubuntu (or in such a container)")
     require_program("dpkg", "run this on Debian or Ubuntu (or in such a container)")
@@ -75,9 +75,9 @@ def unpack_packages(packages: tuple[str, ...], work: Path) -> Path:
 
 
 def _run(command: list[str], folder: Path, cure: str) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MissingTool(f"{cure}\n{done.stderr.strip()}")
+        raise MissingToolError(f"{cure}\n{done.stderr.strip()}")
 
 
 def list_prompts(unpacked: Path) -> list[Utterance]:
@@ -132,7 +132,7 @@ def _unique(utterances: list[Utterance]) -> list[Utterance]:
 def _only(pattern: str) -> Path:
     found = sorted(glob.glob(pattern))
     if len(found) != 1:
-        raise MissingTool(f"expected one match of {pattern}, found {len(found)}: the package was "
+        raise MissingToolError(f"expected one match of {pattern}, found {len(found)}: the package was "
                           "unpacked only partly or has another layout; delete the work folder "
                           "and run again")
     return Path(found[0])

@@ -6,6 +6,7 @@ so that it sees some of what follows. Of every utterance three copies, shifted b
 serve for training; they are index arithmetic on one array of features, never stored.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from . import store
-from .store import DatasetError, SPLIT_NAMES  # noqa: F401  (DatasetError is what load raises)
+from .store import SPLIT_NAMES, DatasetError
 
 EXTRACT = Path(__file__).with_name("extract.npz")
 STACK = 3  # frames in one input
@@ -91,7 +92,7 @@ def load(path: str | Path = EXTRACT) -> Speech:
     """
     data = store.read(path)
     features = data.features
-    for start, stop in zip(data.offsets[:-1], data.offsets[1:]):
+    for start, stop in itertools.pairwise(data.offsets):
         features[start:stop] -= features[start:stop].mean(0)
     train = data.utterances(store.TRAIN)
     if len(train) == 0:

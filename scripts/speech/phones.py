@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from .corpus import MissingTool, Utterance, require_program
+from .corpus import MissingToolError, Utterance, require_program
 
 SILENCE = "sil"
 VOICES = {"en": "en-us", "es": "es-419", "fr": "fr-fr", "it": "it", "ru": "ru", "cs": "cs",
@@ -28,14 +28,14 @@ def symbol(name: str) -> str:
 def phone_words(utterance: Utterance) -> list[list[str]]:
     """The words of one utterance, each a list of phones named "language:IPA".
 
-    Raises `MissingTool` when espeak-ng is missing or does not know the language.
+    Raises `MissingToolError` when espeak-ng is missing or does not know the language.
     """
     text = _NOT_SPOKEN.sub(" ", utterance.text)
-    # "--" because a text may begin with a dash; stdin is not used as its end-of-line is a pause.
+    # After "--", since a text may begin with a dash.
     command = ["espeak-ng", "-q", "--ipa", "--sep=_", "-v", VOICES[utterance.language], "--", text]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MissingTool(f"espeak-ng failed on voice {VOICES[utterance.language]}: "
+        raise MissingToolError(f"espeak-ng failed on voice {VOICES[utterance.language]}: "
                           f"{done.stderr.strip()}; install the package espeak-ng-data")
     return parse_ipa(done.stdout, utterance.language)
 
