@@ -1,0 +1,55 @@
+"""The library at work on the models of torch_oracle: one rank of many, or all as virtual workers."""
+
+import torch_oracle as oracle
+
+from gtcbmuf.policy import lockstep
+from gtcbmuf.simulate.virtual import virtual_groups
+from gtcbmuf.torch import DistributedOptimizer
+
+
+def wrapped(model, optimizer, strategy, exchanges=None, **settings):
+    """(model, its DistributedOptimizer); model and optimizer by their names in torch_oracle."""
+    net = oracle.MODELS[model]()
+    inner = oracle.OPTIMIZERS[optimizer](net.parameters())
+    return net, DistributedOptimizer(
+        inner, net.named_parameters(), strategy, exchanges=exchanges, **settings
+    )
+
+
+def virtual(model, optimizer, strategy, members, **settings):
+    """All ranks of the groups `members` in this process: [(model, optimizer)]."""
+    return [
+        wrapped(model, optimizer, strategy, groups, **settings)
+        for groups in virtual_groups(members)
+    ]
+
+
+def backward(nets, step, ranks=None):
+    for rank, (net, opt) in zip(ranks or range(len(nets)), nets):
+        opt.zero_grad()
+        oracle.loss(net, rank, step).backward()
+
+
+def step_all(nets):
+    lockstep([opt._step_generator() for _, opt in nets])
+
+
+def train_virtual(nets, steps, first=0):
+    """Parameters of every rank after each step: path[step][rank]."""
+    path = []
+    for step in range(first, first + steps):
+        backward(nets, step)
+        step_all(nets)
+        path.append([oracle.flat(net) for net, _ in nets])
+    return path
+
+
+def train_rank(net, opt, rank, steps, first=0):
+    """This rank's parameters after each step, the other ranks being other processes."""
+    path = []
+    for step in range(first, first + steps):
+        opt.zero_grad()
+        oracle.loss(net, rank, step).backward()
+        opt.step()
+        path.append(oracle.flat(net))
+    return path
