@@ -55,7 +55,7 @@ class Codec(Protocol):
     ) -> np.ndarray:  # fmt: skip
         """Adds a gradient to the residual and takes out what reached the threshold, as a message.
 
-        segments: list of contiguous arrays [n_s], the gradients laid end to end, n = sum of n_s;
+        segments: list of contiguous arrays [n_s], the gradients laid end to end, n = sum of n_s > 0;
             all float32, float16, float64 or bfloat16. bfloat16 arrays are those of ml_dtypes, or
             the bits in uint16 arrays with dtype="bfloat16"; otherwise dtype need not be given.
         residual_in: float32 [n]. residual_out: float32 [n], may be residual_in, else apart from it.

@@ -36,6 +36,8 @@ def encode_job(
     """Raises TypeError or ValueError saying what was found and the cure."""
     segments, dtype = _segments(segments, dtype)
     elements = sum(len(s) for s in segments)
+    if elements == 0:
+        raise ValueError("the segments have no elements; leave an empty bucket out")
     _float32_vector("residual_in", residual_in, elements)
     _float32_vector("residual_out", residual_out, elements, writable=True)
     _check_overlaps(segments, residual_in, residual_out)
@@ -125,7 +127,7 @@ def _segments(segments, dtype: str | None) -> tuple[list[np.ndarray], str]:
             )
     if dtype == "bfloat16":
         segments = [s.view(np.uint16) for s in segments]
-    return list(segments), dtype or "float32"
+    return list(segments), dtype
 
 
 def _vector(name: str, array) -> None:

@@ -105,7 +105,6 @@ def corners():
 INF, NAN = float("inf"), float("nan")
 LIMITS = {"sequence": 2**64 - 1, "bucket": 2**32 - 1, "sender": 2**32 - 1}
 CASES = [
-    Case("empty_bucket", f32(fractions, 0, 1)),
     Case("nothing_sent", f32(fractions, 500, 2), options={"sequence": 1, "bucket": 2, "sender": 3}),
     Case("one_element", at(1, {0: -5.0})),
     Case("words_1", at(1000, {999: 1.0})),
