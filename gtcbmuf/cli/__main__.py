@@ -1,0 +1,5 @@
+import sys
+
+from gtcbmuf.cli import main
+
+sys.exit(main())
