@@ -1,0 +1,73 @@
+"""Dense: the gradients of all workers averaged whole. The baseline, and every strategy's warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gtcbmuf.policy.gradients import GradientExchange, gather
+from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
+from gtcbmuf.policy.machine import Machine
+from gtcbmuf.policy.strategy import Strategy, check_bool, check_count
+from gtcbmuf.policy.worker import Exchange, Groups, Ticket
+
+
+@dataclass(frozen=True)
+class Dense(Strategy):
+    """Every step, the mean of the gradients of all ranks.
+
+    average: False: their sum.
+    bucket_bytes: of float32, how much travels together.
+    """
+
+    average: bool = True
+    bucket_bytes: int = BUCKET_BYTES
+
+    def __post_init__(self):
+        check_bool("average", self.average)
+        check_count("bucket_bytes", self.bucket_bytes, 4)
+
+    def worker(self, tensors: Sequence[Tensor], groups: Groups) -> Machine:
+        """See Strategy.worker."""
+        layout = Layout.plan(tensors, bucket_bytes=self.bucket_bytes)
+        return Machine(self, layout, groups, gradients=dense(layout, groups.world, self.average))
+
+
+def dense(layout: Layout, exchange: Exchange, average: bool) -> GradientExchange:
+    """All buckets of a layout, averaged (or added up) whole."""
+    lanes = [DenseLane(bucket, exchange, average) for bucket in layout.buckets]
+    return GradientExchange(layout, exchange, lanes)
+
+
+class DenseLane:
+    """gradient = float32(mean or sum of float32(g_i), in float64, ranks in order)."""
+
+    cap = None
+
+    def __init__(self, bucket: Bucket, exchange: Exchange, average: bool):
+        self.bucket, self.exchange, self.average = bucket, exchange, average
+        self.gradient = np.zeros(bucket.elements, np.float32)
+
+    def post(self, segments: Sequence[np.ndarray], whole: bool = False) -> Ticket:
+        gather(segments, self.bucket.dtype, self.gradient)
+        return self.exchange.post_allreduce(
+            self.gradient, mean=self.average, bucket=self.bucket.index
+        )
+
+    def commit(self, ticket: Ticket) -> None:
+        pass  # the sum is where the gradient was
+
+    def clear(self) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        pass
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

@@ -1,0 +1,145 @@
+"""A step's gradients, exchanged bucket by bucket: all are committed, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.policy.layout import Bucket, Layout
+from gtcbmuf.policy.worker import Exchange, Ticket, wait_all
+
+
+class Lane(Protocol):
+    """How one bucket is exchanged, with the state that this needs."""
+
+    gradient: np.ndarray  # float32 [elements], after commit
+    cap: int | None  # most elements in a message
+
+    def post(self, segments: Sequence[np.ndarray], whole: bool) -> Ticket: ...
+    def commit(self, ticket: Ticket) -> None: ...
+    def clear(self) -> None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def check_state(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class GradientExchange:
+    """One lane a bucket, in the order of the layout."""
+
+    def __init__(
+        self, layout: Layout, exchange: Exchange, lanes: Sequence[Lane],
+        ranks: Sequence[int] | None = None,
+    ):  # fmt: skip
+        self.layout, self.exchange, self.lanes = layout, exchange, list(lanes)
+        self.ranks = range(exchange.size) if ranks is None else ranks  # in the world, for errors
+        self._sequence: int | None = None  # at which a loaded state goes on
+        self._tickets: list[Ticket] = []
+        self._committed = False
+
+    @property
+    def idle(self) -> bool:
+        """No bucket is under way."""
+        return not self._tickets
+
+    def post(self, bucket: int, segments: Sequence[np.ndarray], whole: bool = False) -> None:
+        """Begins the exchange of a bucket; `whole` sends the sum of residual and gradient whole."""
+        if bucket != len(self._tickets):
+            raise RuntimeError(f"bucket {bucket} is posted, bucket {len(self._tickets)} is next")
+        _check_segments(self.layout.buckets[bucket], segments)
+        self._committed = False
+        self._tickets.append(self.lanes[bucket].post(segments, whole))
+
+    def finish(self) -> Iterator[None]:
+        """Waits for all buckets. Raises the error of the lowest bucket that has one, and then no
+        lane has changed; else commits every lane."""
+        if len(self._tickets) != len(self.lanes):
+            raise RuntimeError(f"{len(self._tickets)} of {len(self.lanes)} buckets are posted")
+        yield
+        tickets, self._tickets = self._tickets, []
+        try:
+            wait_all(tickets)
+        except NonFiniteError as error:
+            name = self.layout.buckets[error.bucket].name_at(error.index)
+            rank = self.ranks[error.rank]
+            raise NonFiniteError(rank, error.bucket, error.index, name) from None
+        for lane, ticket in zip(self.lanes, tickets):
+            lane.commit(ticket)
+        self._committed = True
+
+    def gradient(self, bucket: int) -> np.ndarray:
+        """The exchanged gradient, float32 [elements]; good until the next bucket is posted."""
+        if not self._committed:
+            raise RuntimeError("there is no gradient: the step is not finished, or was refused")
+        return self.lanes[bucket].gradient
+
+    def clear(self) -> None:
+        """Forgets what earlier steps held back."""
+        for lane in self.lanes:
+            lane.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        capped = any(lane.cap is not None for lane in self.lanes)
+        return {
+            "lanes": [lane.state_dict() for lane in self.lanes],
+            "sequence": self.exchange.sequence if capped else None,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        for lane, lane_state in zip(self.lanes, state["lanes"], strict=True):
+            lane.check_state(lane_state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for lane, lane_state in zip(self.lanes, state["lanes"]):
+            lane.load_state_dict(lane_state)
+        self._sequence = state["sequence"]
+
+    def resume(self) -> None:
+        """After a load, when nothing is under way: the window of a cap moves with the exchange's
+        sequence number, so that is taken up where it was (never back)."""
+        if self._sequence is not None and self._sequence > self.exchange.sequence:
+            self.exchange.sequence = self._sequence
+        self._sequence = None
+
+
+def _check_segments(bucket: Bucket, segments: Sequence[np.ndarray]) -> None:
+    dtype = "uint16" if bucket.dtype == "bfloat16" else bucket.dtype
+    found = sum(segment.size for segment in segments)
+    if found != bucket.elements:
+        raise ValueError(f"bucket {bucket.index} has {bucket.elements} elements, not {found}")
+    for segment in segments:
+        if segment.dtype.name not in (bucket.dtype, dtype) or segment.ndim != 1:
+            raise ValueError(
+                f"bucket {bucket.index} takes 1-D arrays of {dtype}, "
+                f"not {segment.ndim}-D of {segment.dtype}"
+            )
+
+
+def gather(segments: Sequence[np.ndarray], dtype: str, out: np.ndarray) -> None:
+    """Lays segments end to end as float32: exact, but for float64, which is rounded."""
+    at = 0
+    for segment in segments:
+        part = out[at : at + segment.size]
+        if dtype == "bfloat16":  # the upper half of a float32
+            part.view(np.uint32)[:] = segment.view(np.uint16)
+            part.view(np.uint32)[:] <<= 16
+        else:
+            with np.errstate(over="ignore"):  # infinity is refused by every rank
+                part[:] = segment
+        at += segment.size
+
+
+def gather_add(segments, dtype: str, residual: np.ndarray, out: np.ndarray) -> None:
+    """t = r + g as encode computes it: float32(r + g), in float64 where g is."""
+    if dtype == "bfloat16":
+        gather(segments, dtype, out)
+        out += residual
+        return
+    at = 0
+    for segment in segments:
+        part = slice(at, at + segment.size)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(residual[part], segment, out=out[part], casting="same_kind")
+        at += segment.size

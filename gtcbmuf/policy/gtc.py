@@ -1,0 +1,194 @@
+"""GTC: gradient threshold compression with residuals.
+
+Source: N. Strom, "Scalable Distributed DNN Training Using Commodity GPU Cloud Computing",
+Interspeech 2015, sections 3 and 4. docs/algorithms.md has the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gtcbmuf.errors import SettingsError
+from gtcbmuf.policy.dense import DenseLane, dense
+from gtcbmuf.policy.gradients import GradientExchange, gather_add
+from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
+from gtcbmuf.policy.machine import Machine
+from gtcbmuf.policy.state import check_array
+from gtcbmuf.policy.strategy import Strategy, check_bool, check_count
+from gtcbmuf.policy.threshold import (
+    START,
+    DensityController,
+    ThresholdRules,
+    check_density,
+    float32_threshold,
+    max_sent,
+)
+from gtcbmuf.policy.worker import Exchange, Groups, Ticket
+
+
+@dataclass(frozen=True)
+class GTC(Strategy):
+    """Every step, each worker sends +τ or -τ for the elements that have come to a threshold τ.
+
+    threshold: τ of all parameters that no pattern names, in the units of the gradient that the
+        optimizer sees.
+    thresholds: τ by name, {pattern: τ}; the first pattern that matches (fnmatch) counts.
+    density: steer every bucket's τ so that this share of its elements is sent in a step; then
+        `threshold` (default 2^-10) and `thresholds` are what τ begins with.
+    dense_below: parameters with fewer elements are averaged whole; 0: none is.
+    max_message_bytes: longest message of a bucket; what does not fit waits in the residual.
+    average: divide the sum of all workers' quanta by their number.
+    warmup_steps: so many first steps are dense.
+    bucket_bytes: of float32, how much travels together.
+
+    Raises SettingsError, saying the cure.
+    """
+
+    threshold: float | None = None
+    thresholds: Mapping[str, float] = field(default_factory=dict)
+    density: float | None = None
+    dense_below: int = 1024
+    max_message_bytes: int | None = None
+    average: bool = True
+    warmup_steps: int = 0
+    bucket_bytes: int = BUCKET_BYTES
+
+    def __post_init__(self):
+        if not isinstance(self.thresholds, Mapping):
+            raise SettingsError(f"thresholds={self.thresholds!r}: give a dict of pattern: τ.")
+        object.__setattr__(self, "thresholds", dict(self.thresholds))
+        if self.threshold is None and not self.thresholds and self.density is None:
+            raise SettingsError(
+                "GTC needs a threshold: give threshold=τ, thresholds={pattern: τ} or density=…; "
+                "docs/choosing-tau.md says how to find one."
+            )
+        if self.threshold is not None:
+            float32_threshold(self.threshold, "threshold")
+        for pattern, value in self.thresholds.items():
+            float32_threshold(value, f"thresholds[{pattern!r}]")
+        check_density(self.density)
+        check_count("dense_below", self.dense_below, 0)
+        if self.max_message_bytes is not None:
+            check_count("max_message_bytes", self.max_message_bytes, 65)
+        check_bool("average", self.average)
+        check_count("warmup_steps", self.warmup_steps, 0)
+        check_count("bucket_bytes", self.bucket_bytes, 4)
+
+    def worker(self, tensors: Sequence[Tensor], groups: Groups) -> Machine:
+        """See Strategy.worker; all ranks of the world are one group."""
+        layout = self.layout(tensors)
+        return Machine(
+            self, layout, groups,
+            gradients=self.gradients(layout, groups.world),
+            warmup_steps=self.warmup_steps,
+            warm=lambda: dense(layout, groups.world, self.average),
+        )  # fmt: skip
+
+    def layout(self, tensors: Sequence[Tensor]) -> Layout:
+        """Buckets of one τ each; raises SettingsError where a rule does not fit the tensors."""
+        default = START if self.threshold is None and self.density else self.threshold
+        rules = ThresholdRules(default, self.thresholds, self.dense_below)
+        rules.check(tensors)
+        return Layout.plan(tensors, rules.threshold, self.bucket_bytes)
+
+    def gradients(
+        self, layout: Layout, exchange: Exchange, ranks: Sequence[int] | None = None
+    ) -> GradientExchange:
+        """The lanes of one group's exchange; ranks: what its members are called in errors."""
+        lanes = [self._lane(bucket, exchange) for bucket in layout.buckets]
+        return GradientExchange(layout, exchange, lanes, ranks)
+
+    def _lane(self, bucket: Bucket, exchange: Exchange):
+        if bucket.dense:
+            return DenseLane(bucket, exchange, self.average)
+        cap = self._cap(bucket)
+        controller = None
+        if self.density is not None:
+            controller = DensityController.of(self.density, bucket.elements, exchange.size)
+        return GTCLane(bucket, exchange, self.average, cap, controller)
+
+    def _cap(self, bucket: Bucket) -> int | None:
+        if self.max_message_bytes is None:
+            return None
+        cap = max_sent(bucket.elements, self.max_message_bytes)
+        wanted = max(1, (self.density or 0) * bucket.elements)
+        if cap < wanted:
+            raise SettingsError(
+                f"max_message_bytes={self.max_message_bytes} lets {cap} of the {bucket.elements} "
+                f"elements of bucket {bucket.index} ({bucket.tensors[0].name}, …) through, "
+                f"{wanted:.0f} are wanted: allow longer messages, lower `density`, or choose "
+                "smaller buckets (bucket_bytes)."
+            )
+        return cap
+
+
+class GTCLane:
+    """Strom's step for one bucket.
+
+    Two float32 arrays: the residual, and another one, into which encode writes the new residual.
+    When the step is sound they change roles, and the sum is decoded into what was the old
+    residual. Until then the residual is as it was, so a refused step has changed nothing.
+    """
+
+    def __init__(
+        self, bucket: Bucket, exchange: Exchange, average: bool, cap: int | None,
+        controller: DensityController | None,
+    ):  # fmt: skip
+        self.bucket, self.exchange, self.average, self.cap = bucket, exchange, average, cap
+        self.controller = controller
+        self.threshold = np.float32(bucket.threshold)
+        self.residual = np.zeros(bucket.elements, np.float32)
+        self.gradient = np.zeros(bucket.elements, np.float32)
+        self._whole = False
+
+    def post(self, segments: Sequence[np.ndarray], whole: bool = False) -> Ticket:
+        """r' = r + g - q, q sent; whole: r' = 0, r + g sent as it is (float32)."""
+        self._whole = whole
+        if whole:
+            gather_add(segments, self.bucket.dtype, self.residual, self.gradient)
+            return self.exchange.post_allreduce(
+                self.gradient, mean=self.average, bucket=self.bucket.index
+            )
+        dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
+        return self.exchange.post_encode(
+            self.bucket.index, segments, self.residual, self.gradient, self.threshold,
+            max_sent=self.cap, dtype=dtype,
+        )  # fmt: skip
+
+    def commit(self, ticket: Ticket) -> None:
+        """gradient = Σ q over the workers in order of rank, / their number; then the next τ."""
+        if self._whole:
+            self.residual.fill(0)
+            return
+        self.residual, self.gradient = self.gradient, self.residual
+        self.gradient.fill(0)
+        ticket.decode_add(self.gradient)
+        if self.average:
+            self.gradient /= np.float32(self.exchange.size)
+        if self.controller is not None:
+            sent = sum(header.sent for header in ticket.headers)
+            self.threshold = self.controller.next(self.threshold, sent)
+
+    def clear(self) -> None:
+        self.residual.fill(0)
+
+    def state_dict(self) -> dict[str, Any]:
+        average = None if self.controller is None else self.controller.average
+        return {
+            "residual": self.residual.copy(),
+            "threshold": float(self.threshold),
+            "average_sent": average,
+        }
+
+    def check_state(self, state: dict[str, Any]) -> None:
+        check_array(f"the residual of bucket {self.bucket.index}", state["residual"], self.residual)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.residual[:] = state["residual"]
+        self.threshold = np.float32(state["threshold"])
+        if self.controller is not None:
+            self.controller.average = state["average_sent"]

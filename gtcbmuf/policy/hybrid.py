@@ -1,0 +1,166 @@
+"""Hybrid: GTC inside groups, BMUF across them.
+
+Source: P. Ladkat, O. Rybakov, R. Arava, S. H. K. Parthasarathi, I-F. Chen, N. Strom, "Two tiered
+distributed training algorithm for acoustic modeling", Interspeech 2019, section 3.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gtcbmuf import errors
+from gtcbmuf.errors import GtcbmufError, NonFiniteError, SettingsError
+from gtcbmuf.policy.agreement import gather_integers
+from gtcbmuf.policy.bmuf import BMUF, Blocks, Sides
+from gtcbmuf.policy.dense import dense
+from gtcbmuf.policy.gradients import GradientExchange
+from gtcbmuf.policy.gtc import GTC
+from gtcbmuf.policy.layout import Layout, Tensor
+from gtcbmuf.policy.machine import Machine
+from gtcbmuf.policy.strategy import Strategy, check_choice
+from gtcbmuf.policy.worker import Groups, Model, wait_all
+
+NOTE_BYTES = 1024  # of what a leader tells its group about the exchange of the leaders
+
+
+@dataclass(frozen=True)
+class Hybrid(Strategy):
+    """GTC every step inside each group; BMUF every bmuf.sync_period steps, with the groups as
+    participants.
+
+    gtc, bmuf: their settings. Either's warmup_steps count for both; if both are given, they agree.
+    groups: "node" (a group for each host), "world", a group size, or lists of ranks.
+    residuals: what becomes of them at a block's end:
+        "keep"   they stay, and add to the gradients of the next block;
+        "flush"  the last step of a block sends them whole: t = r + g, averaged densely in the
+                 group, instead of quanta. So they pass through the optimizer as all gradients do,
+                 nothing is lost, and they are 0 at the end;
+        "zero"   they are dropped.
+
+    Raises SettingsError.
+    """
+
+    gtc: GTC
+    bmuf: BMUF
+    groups: Any = "node"
+    residuals: str = "keep"
+
+    def __post_init__(self):
+        for name, value, kind in ("gtc", self.gtc, GTC), ("bmuf", self.bmuf, BMUF):
+            if not isinstance(value, kind):
+                raise SettingsError(f"{name}={value!r}: give {kind.__name__}(…).")
+        check_choice("residuals", self.residuals, ("keep", "flush", "zero"))
+        one, other = self.gtc.warmup_steps, self.bmuf.warmup_steps
+        if one and other and one != other:
+            raise SettingsError(
+                f"warmup_steps is {one} for GTC and {other} for BMUF: a hybrid has one warm-up. "
+                "Give it once."
+            )
+
+    @property
+    def warmup_steps(self) -> int:
+        """First steps, in which the gradients of the whole world are exchanged densely."""
+        return self.gtc.warmup_steps or self.bmuf.warmup_steps
+
+    def worker(self, tensors: Sequence[Tensor], groups: Groups) -> Machine:
+        """See Strategy.worker."""
+        layout = self.gtc.layout(tensors)
+        gradients = self.gtc.gradients(layout, groups.intra, groups.members[groups.index])
+        return Machine(
+            self, layout, groups,
+            gradients=gradients,
+            blocks=GroupBlocks(self, layout, groups, gradients),
+            warmup_steps=self.warmup_steps,
+            warm=lambda: dense(layout, groups.world, self.gtc.average),
+        )  # fmt: skip
+
+
+class GroupBlocks(Blocks):
+    """Blocks whose participants are groups.
+
+    Every rank holds W and Δ: the leader computes them and broadcasts both, from which each has
+    W_start to the bit, can evaluate W, and can save or resume everything that is shared.
+    """
+
+    def __init__(
+        self, settings: Hybrid, layout: Layout, groups: Groups, gradients: GradientExchange
+    ):
+        leaders = [group[0] for group in groups.members]
+        super().__init__(settings.bmuf, layout, groups.world, leaders)
+        self.groups, self.gradients, self.residuals = groups, gradients, settings.residuals
+
+    @property
+    def whole_next(self) -> bool:
+        """Whether the coming step sends residuals whole."""
+        return self.residuals == "flush" and self.steps + 1 == self.settings.sync_period
+
+    def _close(self, model: Model, samples: int) -> Iterator[None]:
+        yield from super()._close(model, samples)
+        if self.residuals == "zero":
+            self.gradients.clear()
+
+    def _exchange(self, model: Model, vector: np.ndarray, samples: int) -> Iterator[None]:
+        """G = Σ samples_j (W_j - W_start) / Σ samples_j over groups j; W and Δ to all ranks.
+
+        Ranks that do not lead reach the same points as those that do.
+        """
+        intra, inter = self.groups.intra, self.groups.inter
+        rows = yield from gather_integers(intra, [samples])
+        block = None
+        if inter is not None:
+            self._local_delta(model, vector)
+            block = inter.post_allreduce(vector, weight=int(rows.sum()))
+        sides = Sides(model, self.world, samples)
+        yield
+        yield from self._share(self._outcome(block, sides))
+        if inter is not None:
+            self.filter.update(vector)
+        tickets = [intra.post_broadcast(self.filter.params),
+                   intra.post_broadcast(self.filter.block_update, bucket=1)]  # fmt: skip
+        yield
+        wait_all(tickets)
+        sides.commit()
+
+    def _outcome(self, block, sides: Sides) -> GtcbmufError | None:
+        """What the exchanges raised. That of the leaders counts first; the others do not see it."""
+        try:
+            if block is None:
+                wait_all(sides.tickets)
+            else:
+                self._wait(block, sides.tickets)
+        except GtcbmufError as error:
+            return error
+        return None
+
+    def _share(self, outcome: GtcbmufError | None) -> Iterator[None]:
+        """The leader's outcome is the group's: raised by all, or by none."""
+        note = np.zeros(NOTE_BYTES, np.uint8)
+        if outcome is not None:
+            text = _write_error(outcome)
+            note[: len(text)] = np.frombuffer(text, np.uint8)
+        ticket = self.groups.intra.post_broadcast(note)
+        yield
+        ticket.wait()
+        if note.any():
+            raise _read_error(note.tobytes())
+
+
+def _write_error(error: GtcbmufError) -> bytes:
+    if isinstance(error, NonFiniteError):
+        arguments = [error.rank, error.bucket, error.index, error.parameter]
+    else:
+        arguments = [str(error)]
+    text = json.dumps([type(error).__name__, *arguments]).encode()
+    if len(text) > NOTE_BYTES:
+        return _write_error(GtcbmufError(str(error)[: NOTE_BYTES // 8]))
+    return text
+
+
+def _read_error(note: bytes) -> GtcbmufError:
+    kind, *arguments = json.loads(note.rstrip(b"\0"))
+    return getattr(errors, kind)(*arguments)

@@ -1,0 +1,153 @@
+"""What adapters, strategies and exchanges may expect of each other; how generators are driven.
+
+docs/layers.md is the contract; these protocols are its words in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gtcbmuf.errors import DeadlineError, GtcbmufError
+from gtcbmuf.policy.layout import Layout
+
+
+class Header(Protocol):
+    """What a policy reads of a message's header."""
+
+    sent: int  # elements sent; of a raw message: its weight
+    sender: int
+
+
+class Ticket(Protocol):
+    """An operation under way."""
+
+    headers: Sequence[Header]
+    bytes_sent: int
+
+    def wait(self, timeout: float | None = None) -> None: ...
+    def decode_add(self, dense: np.ndarray) -> None: ...
+    def arrays(self) -> list[np.ndarray]: ...
+
+
+class Exchange(Protocol):
+    """One communicator."""
+
+    rank: int
+    size: int
+    sequence: int  # of the next operation; see docs/layers.md
+
+    def post_encode(
+        self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None
+    ) -> Ticket: ...
+    def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket: ...
+    def post_broadcast(self, array, *, root=0, bucket=0) -> Ticket: ...
+    def post_allgather(self, array, *, bucket=0) -> Ticket: ...
+
+
+class Groups(Protocol):
+    """The exchanges of one rank; inter is None where the rank does not lead its group.
+
+    Hybrid asks for the last two as well: the ranks of each group, its leader first, groups in
+    the order of inter; and which group is this rank's.
+    """
+
+    world: Exchange
+    intra: Exchange
+    inter: Exchange | None
+    members: Sequence[Sequence[int]]
+    index: int
+
+
+class Model(Protocol):
+    """What a block synchronisation reads and writes; the adapter gives it."""
+
+    def read(self, out: np.ndarray) -> None: ...
+    def write(self, vector: np.ndarray) -> None: ...
+    def averaged(self) -> list[np.ndarray]: ...
+    def maximum(self) -> list[np.ndarray]: ...
+    def restore(self) -> None: ...
+    def at_block_boundary(self) -> None: ...
+
+
+class Worker(Protocol):
+    """The state machine of one rank; policy/machine.py is the one implementation."""
+
+    layout: Layout
+    exchanges_gradients: bool
+
+    def start(self, model: Model) -> Iterator[None]: ...
+    def post(self, bucket: int, segments: Sequence[np.ndarray]) -> None: ...
+    def finish(self) -> Iterator[None]: ...
+    def gradient(self, bucket: int) -> np.ndarray: ...
+    def after_update(self, model: Model, samples: int | None = None) -> Iterator[None]: ...
+    def finalize(self, model: Model) -> Iterator[None]: ...
+    def global_params(self) -> np.ndarray | None: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def run(generator: Iterator[None]) -> None:
+    """Drives one worker's generator to its end, where every rank is a process: waiting blocks."""
+    for _ in generator:
+        pass
+
+
+def lockstep(generators: Iterable[Iterator[None]]) -> None:
+    """Drives the generators of all virtual workers, each to its next yield, round by round.
+
+    A worker's exception is raised at the end of its round, when the others have had their
+    chance to raise the same; of several, that of the first worker. RuntimeError if some
+    generators end in another round than the rest: then a policy does not meet its peers.
+    """
+    generators = list(generators)
+    while generators:
+        ended, errors = [], {}
+        for worker, generator in enumerate(generators):
+            try:
+                next(generator)
+            except StopIteration:
+                ended.append(worker)
+            except Exception as error:  # noqa: BLE001 (raised below)
+                errors[worker] = error
+        if errors:
+            _close(generators)
+            _raise_first(errors, len(generators))
+        if ended:
+            _close(generators)
+            if len(ended) < len(generators):
+                others = sorted(set(range(len(generators))) - set(ended))
+                raise RuntimeError(f"workers {ended} have ended, workers {others} wait for them")
+            return
+
+
+def _close(generators) -> None:
+    for generator in generators:
+        if hasattr(generator, "close"):
+            generator.close()
+
+
+def _raise_first(errors: dict[int, Exception], workers: int) -> None:
+    first = errors[min(errors)]
+    if len(errors) < workers:
+        first.add_note(f"raised by workers {sorted(errors)} of {workers}")
+    raise first
+
+
+def wait_all(tickets: Iterable[Ticket]) -> None:
+    """Waits for every ticket, then raises the error of the first one that has any.
+
+    A deadline ends the waiting at once: whoever did not come to one will not come to the next.
+    """
+    first = None
+    for ticket in tickets:
+        try:
+            ticket.wait()
+        except DeadlineError:
+            raise
+        except GtcbmufError as error:
+            first = first or error
+    if first is not None:
+        raise first
