@@ -93,7 +93,7 @@ def _unpack_block(body, words, lows_at, uppers_at, end, low_bits, upper_bits, ba
     last = (upper_bits - _1) & _7  # the last bit's place in the last byte
     if _U64(body[end - 1]) >> last >> _1:
         return 4
-    bit, count = lows_at << _3, 0
+    bit, count, outside = lows_at << _3, 0, False
     for at in range(uppers_at, end):
         byte = np.int64(body[at])
         while byte:
@@ -101,8 +101,7 @@ def _unpack_block(body, words, lows_at, uppers_at, end, low_bits, upper_bits, ba
                 return 2
             upper = ((at - uppers_at) << 3) + _LOWEST[byte] - count
             v = _U64(upper) << low_bits | _bits(words, bit, low_bits)
-            if v >= _2 * span:
-                return 5
+            outside |= v >= _2 * span
             numbers[count] = v + _2 * base
             byte &= byte - 1
             bit += low_bits
@@ -111,7 +110,7 @@ def _unpack_block(body, words, lows_at, uppers_at, end, low_bits, upper_bits, ba
         return 2
     if not (_U64(body[end - 1]) >> last) & _1:
         return 3
-    return 0
+    return 5 if outside else 0
 
 
 @_compiled
