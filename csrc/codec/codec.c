@@ -4,8 +4,8 @@
 static const gtcb_variant *const variants[] = {     /* slowest first */
     &gtcb_scalar,
 #ifdef GTCB_X86
-    // &gtcb_avx2,gtcb_avx2,
-    // &gtcb_avx512,gtcb_avx512,
+    //&gtcb_avx2,
+    &gtcb_avx512,
 #endif
 };
 #define VARIANTS (sizeof variants / sizeof variants[0])

@@ -1,1 +1,386 @@
+/* The loops of codec_scalar.c with AVX-512 (F, BW, VL, DQ, VBMI, VBMI2). Functions carry their target, so that the
+   file needs no compiler flag, and nothing outside runs an instruction the processor may not have. */
 #include "variant.h"
+
+#ifdef GTCB_X86
+#include <immintrin.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt,bmi,bmi2")))
+#define INLINE AVX512 __attribute__((always_inline)) static inline
+
+static bool supported(void)
+{
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
+           __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+}
+
+INLINE __m512i iota32(void) { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
+
+INLINE __m512i iota16(void)
+{
+    return _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16,
+                            15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+}
+
+INLINE __mmask16 first_lanes(size_t count) { return (__mmask16)_bzhi_u32(0xFFFF, (unsigned)(count < 16 ? count : 16)); }
+
+/* -- stage ------------------------------------------------------------------------------------------- */
+
+INLINE __m512d add_double(__m256 r, const double *g, __mmask8 lanes)
+{
+    return _mm512_add_pd(_mm512_cvtps_pd(r), _mm512_maskz_loadu_pd(lanes, g));
+}
+
+/* t of 16 elements, 0 where there is none. */
+INLINE __m512 sum16(const gtcb_piece *p, size_t i, __mmask16 lanes, gtcb_dtype dtype)
+{
+    __m512 r = _mm512_maskz_loadu_ps(lanes, p->residual_in + i);
+    if (dtype == GTCB_F32)
+        return _mm512_add_ps(r, _mm512_maskz_loadu_ps(lanes, (const float *)p->gradient + i));
+    if (dtype == GTCB_F64) {
+        const double *g = (const double *)p->gradient + i;
+        __m256 low = _mm512_cvtpd_ps(add_double(_mm512_castps512_ps256(r), g, (__mmask8)lanes));
+        if (lanes >> 8 == 0)        /* do not form an address beyond the array */
+            return _mm512_zextps256_ps512(low);
+        __m256 high = _mm512_cvtpd_ps(add_double(_mm512_extractf32x8_ps(r, 1), g + 8, (__mmask8)(lanes >> 8)));
+        return _mm512_insertf32x8(_mm512_zextps256_ps512(low), high, 1);
+    }
+    __m256i g = _mm256_maskz_loadu_epi16(lanes, (const uint16_t *)p->gradient + i);
+    if (dtype == GTCB_F16)
+        return _mm512_add_ps(r, _mm512_cvtph_ps(g));
+    return _mm512_add_ps(r, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(g), 16)));
+}
+
+/* Stores r' and returns which are sent. The comparison is true for NaN too, so a non-finite t shows in `worst`, the
+   greatest |t| as an integer, which orders as |t| does and puts infinity and NaN above all. */
+INLINE __mmask16 threshold16(const gtcb_piece *p, size_t i, __mmask16 lanes, __m512 t, __m512i *worst, bool stream)
+{
+    const __m512i sign = _mm512_set1_epi32((int)0x80000000u);
+    const __m512 tau = _mm512_set1_ps(p->threshold);
+    __m512 magnitude = _mm512_abs_ps(t);
+    __mmask16 sent = _mm512_cmp_ps_mask(magnitude, tau, _CMP_NLT_UQ);
+    __m512 q = _mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(t), sign, _mm512_castps_si512(tau), 0xEA));
+    t = _mm512_mask_sub_ps(t, sent, t, q);      /* 0xEA above: t & sign | tau */
+    *worst = _mm512_max_epu32(*worst, _mm512_castps_si512(magnitude));
+    if (stream)
+        _mm512_stream_ps(p->residual_out + i, t);
+    else if (lanes == 0xFFFF)
+        _mm512_storeu_ps(p->residual_out + i, t);
+    else
+        _mm512_mask_storeu_ps(p->residual_out + i, lanes, t);
+    return sent;
+}
+
+/* 32 elements, or as many as there are lanes; returns how many are sent. */
+INLINE size_t stage32(const gtcb_piece *p, size_t i, __mmask32 lanes, uint16_t *words, __m512i *worst,
+                      gtcb_dtype dtype, bool stream)
+{
+    const __m512i tops = _mm512_add_epi16(_mm512_slli_epi16(iota16(), 1), _mm512_set1_epi16(1));
+    const __mmask16 low = (__mmask16)lanes, high = (__mmask16)(lanes >> 16);
+    __m512 t0 = sum16(p, i, low, dtype), t1 = _mm512_setzero_ps();
+    __mmask32 sent = threshold16(p, i, low, t0, worst, stream);
+    if (high != 0) {
+        t1 = sum16(p, i + 16, high, dtype);
+        sent |= (__mmask32)threshold16(p, i + 16, high, t1, worst, stream) << 16;
+    }
+    /* the upper halves of the 32 floats, then their signs, under 2 * index */
+    __m512i signs = _mm512_srli_epi16(_mm512_permutex2var_epi16(_mm512_castps_si512(t0), tops, _mm512_castps_si512(t1)), 15);
+    __m512i even = _mm512_add_epi16(_mm512_slli_epi16(iota16(), 1), _mm512_set1_epi16((short)(2 * (p->first + i))));
+    sent &= lanes;
+    _mm512_storeu_si512(words, _mm512_maskz_compress_epi16(sent, _mm512_or_si512(even, signs)));
+    return (size_t)_mm_popcnt_u32(sent);
+}
+
+INLINE size_t stage_as(const gtcb_piece *p, uint16_t *words, bool *non_finite, gtcb_dtype dtype, bool stream)
+{
+    __m512i worst = _mm512_setzero_si512();
+    const size_t misaligned = (uintptr_t)p->residual_out / 4 % 16;      /* stores that cross lines are slow */
+    size_t i = misaligned > 0 ? 16 - misaligned : 0, sent = 0;
+    if (i > p->count)
+        i = p->count;
+    if (i > 0)
+        sent = stage32(p, 0, _bzhi_u32(UINT32_MAX, (unsigned)i), words, &worst, dtype, false);
+    for (; i + 32 <= p->count; i += 32)
+        sent += stage32(p, i, UINT32_MAX, words + sent, &worst, dtype, stream);
+    if (i < p->count)
+        sent += stage32(p, i, _bzhi_u32(UINT32_MAX, (unsigned)(p->count - i)), words + sent, &worst, dtype, false);
+    if (stream)
+        _mm_sfence();       /* before other threads may read what was stored past the caches */
+    if (_mm512_cmpge_epu32_mask(worst, _mm512_set1_epi32(0x7F800000)) != 0)
+        *non_finite = true;
+    return sent;
+}
+
+AVX512 static size_t stage(const gtcb_piece *p, uint16_t *words, bool *non_finite)
+{
+    switch (p->dtype) {
+    case GTCB_BF16: return p->stream ? stage_as(p, words, non_finite, GTCB_BF16, true) : stage_as(p, words, non_finite, GTCB_BF16, false);
+    case GTCB_F16: return p->stream ? stage_as(p, words, non_finite, GTCB_F16, true) : stage_as(p, words, non_finite, GTCB_F16, false);
+    case GTCB_F64: return p->stream ? stage_as(p, words, non_finite, GTCB_F64, true) : stage_as(p, words, non_finite, GTCB_F64, false);
+    default: return p->stream ? stage_as(p, words, non_finite, GTCB_F32, true) : stage_as(p, words, non_finite, GTCB_F32, false);
+    }
+}
+
+AVX512 static size_t non_finite_f32(const float *values, size_t count)
+{
+    for (size_t i = 0; i < count; i += 16) {
+        __m512 x = _mm512_abs_ps(_mm512_maskz_loadu_ps(first_lanes(count - i), values + i));
+        __mmask16 bad = _mm512_cmpge_epu32_mask(_mm512_castps_si512(x), _mm512_set1_epi32(0x7F800000));
+        if (bad != 0)
+            return i + (size_t)__builtin_ctz(bad);
+    }
+    return GTCB_NONE;
+}
+
+AVX512 static size_t non_finite_f64(const double *values, size_t count)
+{
+    for (size_t i = 0; i < count; i += 8) {
+        __m512d x = _mm512_abs_pd(_mm512_maskz_loadu_pd((__mmask8)first_lanes(count - i), values + i));
+        __mmask8 bad = _mm512_cmpge_epu64_mask(_mm512_castpd_si512(x), _mm512_set1_epi64(0x7FF0000000000000));
+        if (bad != 0)
+            return i + (size_t)__builtin_ctz(bad);
+    }
+    return GTCB_NONE;
+}
+
+AVX512 static void widen(const uint16_t *words, size_t count, uint32_t offset, uint32_t *out)
+{
+    for (size_t i = 0; i < count; i += 16) {
+        __m256i w = _mm256_maskz_loadu_epi16(first_lanes(count - i), words + i);
+        _mm512_storeu_si512(out + i, _mm512_add_epi32(_mm512_cvtepu16_epi32(w), _mm512_set1_epi32((int)offset)));
+    }
+}
+
+/* -- pack ---------------------------------------------------------------------------------------------- */
+
+/* The low l bits of 16 values, 4 <= l <= 25, are 2 * l bytes: so every 16 are packed alike. Two values become a pair
+   of 2 * l bits in a 64-bit lane j, which is to begin at bit 2 * l * j: shifted to its place in the first byte, its
+   bytes are copied. An output byte has bits of at most two pairs: the one that `first` bit of the byte belongs to, and
+   the `last` one that begins in it (often the same one). */
+AVX512 static void pack_lows(const uint32_t *v, size_t count, unsigned l, uint8_t *lows)
+{
+    uint8_t first[64 + 16], last[64 + 16];
+    uint64_t shift[8];
+    for (uint64_t j = 0; j < 8; j++) {
+        const uint64_t byte = 2 * l * j / 8, bit = 2 * l * j % 8;
+        const uint64_t bytes = UINT64_C(0x0706050403020100) + UINT64_C(0x0808080808080808) * j;
+        shift[j] = bit;
+        gtcb_put64(last + byte, bytes);         /* later pairs overwrite */
+        gtcb_put64(first + byte + (bit > 0), bytes + (bit > 0) * UINT64_C(0x0101010101010101));
+    }
+    const __m512i from_first = _mm512_loadu_si512(first), from_last = _mm512_loadu_si512(last);
+    const __m512i shifts = _mm512_loadu_si512(shift), mask = _mm512_set1_epi32((int)((1u << l) - 1));
+    const __m512i low_half = _mm512_set1_epi64(UINT32_MAX);
+    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
+    for (size_t i = 0; i < count; i += 16, lows += 2 * l) {
+        __m512i x = _mm512_and_si512(_mm512_maskz_loadu_epi32(first_lanes(count - i), v + i), mask);
+        __m512i odd = _mm512_sll_epi64(_mm512_srli_epi64(x, 32), l_bits);
+        __m512i pairs = _mm512_sllv_epi64(_mm512_ternarylogic_epi64(x, low_half, odd, 0xEA), shifts);   /* x & low_half | odd */
+        _mm512_storeu_si512(lows, _mm512_or_si512(_mm512_permutexvar_epi8(from_first, pairs),
+                                                  _mm512_permutexvar_epi8(from_last, pairs)));
+    }
+}
+
+/* l <= 3: four values become one of 4 * l bits first. */
+AVX512 static void pack_short_lows(const uint32_t *v, size_t count, unsigned l, uint8_t *lows)
+{
+    uint32_t fours[GTCB_BLOCK / 4 + GTCB_SLACK];
+    const __m512i mask = _mm512_set1_epi32((int)((1u << l) - 1));
+    const __m512i by_bytes = _mm512_set1_epi16((short)(1 << (8 + l) | 1)), by_halves = _mm512_set1_epi32(1 << (16 + 2 * l) | 1);
+    for (size_t i = 0; i < count; i += 64) {
+        uint8_t bytes[64];
+        for (size_t j = 0; j < 64; j += 16) {
+            __mmask16 lanes = i + j < count ? first_lanes(count - i - j) : 0;
+            __m512i x = _mm512_and_si512(_mm512_maskz_loadu_epi32(lanes, v + i + j), mask);
+            _mm_storeu_si128((__m128i *)(bytes + j), _mm512_cvtepi32_epi8(x));
+        }
+        __m512i twos = _mm512_maddubs_epi16(_mm512_loadu_si512(bytes), by_bytes);
+        _mm512_storeu_si512(fours + i / 4, _mm512_madd_epi16(twos, by_halves));
+    }
+    pack_lows(fours, (count + 3) / 4, 4 * l, lows);
+}
+
+/* Bits p_i = (v_i >> l) + i. The bits of 16 elements nearly always fit 64, counted from their first one; `word` is
+   the word that the next bits may still go into, at number `at`. */
+AVX512 static void pack_uppers(const uint32_t *v, size_t count, unsigned l, uint8_t *uppers, size_t upper_bits)
+{
+    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
+    const __m512i one = _mm512_set1_epi64(1);
+    uint64_t word = 0, at = 0;
+    memset(uppers, 0, upper_bits / 8 + 16);
+    for (size_t i = 0; i < count; i += 16) {
+        const __mmask16 lanes = first_lanes(count - i);
+        const size_t end = count - i < 16 ? count : i + 16;
+        const uint64_t first = (v[i] >> l) + i, last = (v[end - 1] >> l) + end - 1;
+        const uint64_t here = first / 64, there = last / 64;
+        if (last - first < 64) {
+            __m512i p = _mm512_add_epi32(_mm512_srl_epi32(_mm512_maskz_loadu_epi32(lanes, v + i), l_bits), iota32());
+            p = _mm512_sub_epi32(p, _mm512_set1_epi32((int)(first - i)));
+            __m512i low = _mm512_maskz_sllv_epi64((__mmask8)lanes, one, _mm512_cvtepu32_epi64(_mm512_castsi512_si256(p)));
+            __m512i high = _mm512_maskz_sllv_epi64((__mmask8)(lanes >> 8), one, _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(p, 1)));
+            uint64_t bits = (uint64_t)_mm512_reduce_or_epi64(_mm512_or_si512(low, high));
+            uint64_t begun = (here == at ? word : 0) | bits << first % 64, next = bits >> 1 >> (63 - first % 64);
+            gtcb_put64(uppers + 8 * here, begun);
+            gtcb_put64(uppers + 8 * here + 8, next);
+            word = there == here ? begun : next;
+        } else {
+            for (size_t j = i; j < end; j++) {
+                size_t bit = (v[j] >> l) + j;
+                uppers[bit / 8] |= (uint8_t)(1u << bit % 8);
+            }
+            word = gtcb_get64(uppers + 8 * there);
+        }
+        at = there;
+    }
+}
+
+AVX512 static void pack(const uint32_t *v, size_t count, unsigned l, uint8_t *lows, uint8_t *uppers, size_t upper_bits)
+{
+    if (l > 25) {       /* gaps above 2^24 */
+        gtcb_scalar.pack(v, count, l, lows, uppers, upper_bits);
+        return;
+    }
+    if (l < 4)
+        pack_short_lows(v, count, l, lows);
+    else
+        pack_lows(v, count, l, lows);
+    pack_uppers(v, count, l, uppers, upper_bits);
+}
+
+/* -- unpack, apply --------------------------------------------------------------------------------------- */
+
+AVX512 static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits, size_t count, unsigned l, uint32_t *v)
+{
+    if (l > 25) {
+        gtcb_scalar.unpack(lows, uppers, upper_bits, count, l, v);
+        return;
+    }
+    uint16_t positions[GTCB_BLOCK + 64];        /* of the ones; those beyond the last bit are not used */
+    size_t found = 0;
+    __m512i here = iota16();
+    for (size_t bit = 0; bit < upper_bits; bit += 32) {
+        const __mmask32 bits = gtcb_get32(uppers + bit / 8);
+        _mm512_storeu_si512(positions + found, _mm512_maskz_compress_epi16(bits, here));
+        found += (size_t)_mm_popcnt_u32(bits);
+        here = _mm512_add_epi16(here, _mm512_set1_epi16(32));
+    }
+    /* The low bits of 16 elements are 2 * l bytes; lane j's begin at bit l * j. */
+    const __m512i bit_of = _mm512_mullo_epi32(iota32(), _mm512_set1_epi32((int)l));
+    const __m512i byte_of = _mm512_mullo_epi32(_mm512_srli_epi32(bit_of, 3), _mm512_set1_epi32(0x01010101));
+    const __m512i bytes = _mm512_add_epi32(byte_of, _mm512_set1_epi32(0x03020100));
+    const __m512i shifts = _mm512_and_si512(bit_of, _mm512_set1_epi32(7)), mask = _mm512_set1_epi32((int)((1u << l) - 1));
+    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
+    __m512i i_of = iota32();
+    for (size_t i = 0; i < count; i += 16, lows += 2 * l) {
+        __m512i low = _mm512_srlv_epi32(_mm512_permutexvar_epi8(bytes, _mm512_loadu_si512(lows)), shifts);
+        __m512i position = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(positions + i)));
+        __m512i upper = _mm512_sll_epi32(_mm512_sub_epi32(position, i_of), l_bits);
+        _mm512_storeu_si512(v + i, _mm512_ternarylogic_epi32(low, mask, upper, 0xEA));      /* low & mask | upper */
+        i_of = _mm512_add_epi32(i_of, _mm512_set1_epi32(16));
+    }
+}
+
+AVX512 static size_t keep(uint32_t *v, size_t count, uint32_t low, uint32_t high)
+{
+    const __m512i from = _mm512_set1_epi32((int)low), width = _mm512_set1_epi32((int)(high - low));
+    size_t kept = 0;
+    for (size_t i = 0; i < count; i += 16) {
+        __m512i x = _mm512_loadu_si512(v + i);
+        __mmask16 in = _mm512_mask_cmplt_epu32_mask(first_lanes(count - i), _mm512_sub_epi32(x, from), width);
+        _mm512_storeu_si512(v + kept, _mm512_maskz_compress_epi32(in, x));
+        kept += (size_t)_mm_popcnt_u32(in);
+    }
+    return kept;
+}
+
+AVX512 static void add_each(float *dense, const uint32_t *v, size_t count, float threshold)
+{
+    gtcb_add_each(dense, v, count, threshold);
+}
+
+AVX512 static void add_codes(float *dense, const uint8_t *codes, size_t count, float threshold)
+{
+    const __m512 tau = _mm512_set1_ps(threshold), minus_tau = _mm512_set1_ps(-threshold);
+    const __m512i low_bit = _mm512_sllv_epi32(_mm512_set1_epi32(1), _mm512_slli_epi32(iota32(), 1));
+    const __m512i high_bit = _mm512_slli_epi32(low_bit, 1);
+    for (size_t i = 0; i < count; i += 16) {
+        const uint32_t c = count - i >= 16 ? gtcb_get32(codes + i / 4) : (uint32_t)gtcb_get_tail(codes + i / 4, (count - i + 3) / 4);
+        const __m512i all = _mm512_set1_epi32((int)c);
+        __mmask16 sent = _mm512_mask_test_epi32_mask(first_lanes(count - i), all, low_bit);
+        __m512 q = _mm512_mask_blend_ps(_mm512_test_epi32_mask(all, high_bit), tau, minus_tau);
+        __m512 x = _mm512_maskz_loadu_ps(sent, dense + i);
+        _mm512_mask_storeu_ps(dense + i, sent, _mm512_add_ps(x, q));
+    }
+}
+
+/* -- checks ------------------------------------------------------------------------------------------------ */
+
+INLINE __m512i product(__m512i w, __m512i key)      /* (x mod 2^32) * (x >> 32) */
+{
+    __m512i x = _mm512_xor_si512(w, key);
+    return _mm512_mul_epu32(x, _mm512_srli_epi64(x, 32));
+}
+
+INLINE uint64_t sum_lanes(__m512i x)    /* modulo 2^64; _mm512_reduce_add_epi64 adds signed numbers */
+{
+    uint64_t lanes[8], sum = 0;
+    _mm512_storeu_si512(lanes, x);
+    for (int i = 0; i < 8; i++)
+        sum += lanes[i];
+    return sum;
+}
+
+AVX512 static uint64_t checksum(const void *data, size_t bytes, uint64_t first)
+{
+    const uint64_t step = UINT64_C(0x9E3779B97F4A7C15);
+    const uint8_t *p = data;
+    const __m512i lanes = _mm512_set_epi64(8, 7, 6, 5, 4, 3, 2, 1), next = _mm512_set1_epi64((long long)(8 * step));
+    __m512i key = _mm512_mullo_epi64(_mm512_add_epi64(lanes, _mm512_set1_epi64((long long)first)), _mm512_set1_epi64((long long)step));
+    __m512i words = _mm512_setzero_si512(), products = _mm512_setzero_si512();
+    size_t at = 0;
+    for (; at + 64 <= bytes; at += 64) {
+        __m512i w = _mm512_loadu_si512(p + at);
+        words = _mm512_add_epi64(words, w);
+        products = _mm512_add_epi64(products, product(w, key));
+        key = _mm512_add_epi64(key, next);
+    }
+    if (at < bytes) {
+        __m512i w = _mm512_maskz_loadu_epi8(_bzhi_u64(UINT64_MAX, (unsigned)(bytes - at)), p + at);
+        __mmask8 there = (__mmask8)_bzhi_u32(0xFF, (unsigned)(bytes - at + 7) / 8);
+        words = _mm512_add_epi64(words, w);
+        products = _mm512_mask_add_epi64(products, there, products, product(w, key));
+    }
+    uint64_t w = sum_lanes(words);
+    return w + (w << 32) + sum_lanes(products);
+}
+
+AVX512 static size_t ones(const uint8_t *bits, size_t bytes)
+{
+    size_t n = 0, at = 0;
+    for (; at + 8 <= bytes; at += 8)
+        n += (size_t)_mm_popcnt_u64(gtcb_get64(bits + at));
+    return n + (size_t)_mm_popcnt_u64(gtcb_get_tail(bits + at, bytes - at));
+}
+
+AVX512 static size_t count_codes(const uint8_t *codes, size_t bytes)
+{
+    const uint64_t each = UINT64_C(0x5555555555555555);
+    uint64_t twos = 0;
+    size_t n = 0;
+    for (size_t at = 0; at < bytes; at += 8) {
+        uint64_t c = bytes - at >= 8 ? gtcb_get64(codes + at) : gtcb_get_tail(codes + at, bytes - at);
+        twos |= c >> 1 & ~c & each;
+        n += (size_t)_mm_popcnt_u64(c & each);
+    }
+    return twos != 0 ? GTCB_NONE : n;
+}
+
+const gtcb_variant gtcb_avx512 = {
+    .name = "avx512", .supported = supported,
+    .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
+    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = add_each, .add_codes = add_codes,
+    .checksum = checksum, .ones = ones, .count_codes = count_codes,
+};
+#endif

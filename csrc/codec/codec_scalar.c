@@ -117,13 +117,6 @@ static size_t keep(uint32_t *v, size_t count, uint32_t low, uint32_t high)
     return kept;
 }
 
-static void add(float *dense, const uint32_t *v, size_t count, float threshold)
-{
-    const float q[2] = {threshold, -threshold};
-    for (size_t i = 0; i < count; i++)
-        dense[v[i] >> 1] += q[v[i] & 1];
-}
-
 static void add_codes(float *dense, const uint8_t *codes, size_t count, float threshold)
 {
     for (size_t i = 0; i < count; i++) {
@@ -171,6 +164,6 @@ static size_t count_codes(const uint8_t *codes, size_t bytes)
 const gtcb_variant gtcb_scalar = {
     .name = "scalar", .supported = always,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = add, .add_codes = add_codes,
+    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = gtcb_add_each, .add_codes = add_codes,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };

@@ -176,10 +176,12 @@ gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages,
         gtcb_status status = gtcb_read_header(messages[i].header, &h);
         if (status != GTCB_OK)
             return status;
-        if (h.elements != elements || h.kind == GTCB_RAW)
+        if (h.kind == GTCB_RAW)
             return GTCB_MISMATCH;
         if (h.flags & GTCB_FLAG_NON_FINITE)
             return GTCB_NON_FINITE;
+        if (h.elements != elements)
+            return GTCB_MISMATCH;
         if (messages[i].body == NULL && h.body_bytes > 0)
             return GTCB_BAD_ARGUMENT;
         most_sent = h.sent > most_sent ? h.sent : most_sent;

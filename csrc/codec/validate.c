@@ -21,7 +21,7 @@ static uint64_t get_bits(const uint8_t *bytes, uint64_t from, unsigned count)
         unsigned skip = (unsigned)((from + done) % 8), take = 8 - skip;
         if (take > count - done)
             take = count - done;
-        value |= (uint64_t)(bytes[(from + done) / 8] >> skip & ((1u << take) - 1)) << done;
+        value |= ((uint64_t)bytes[(from + done) / 8] >> skip & ((1u << take) - 1)) << done;
         done += take;
     }
     return value;

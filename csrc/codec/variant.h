@@ -136,6 +136,15 @@ static inline uint64_t gtcb_get_tail(const void *p, size_t bytes)    /* fewer th
 static inline uint32_t gtcb_float_bits(float x) { return gtcb_get32(&x); }
 static inline float gtcb_from_bits(uint32_t bits) { float x; memcpy(&x, &bits, sizeof x); return x; }
 
+/* dense[v / 2] += q, one after the other because a crafted message may repeat an element. All variants use it: the
+   adds are to scattered addresses, where gathers and scatters are no faster. */
+static inline void gtcb_add_each(float *dense, const uint32_t *v, size_t count, float threshold)
+{
+    const float q[2] = {threshold, -threshold};
+    for (size_t i = 0; i < count; i++)
+        dense[v[i] >> 1] += q[v[i] & 1];
+}
+
 /* -- shared by the drivers --------------------------------------------------------------------------- */
 
 #define GTCB_MAX_ELEMENTS (UINT64_C(1) << 60)      /* so that no length of the format overflows */
