@@ -13,9 +13,9 @@ torch.set_num_threads(1)
 
 def mlp(seed=0, dtype=torch.float32):
     torch.manual_seed(seed)
-    return torch.nn.Sequential(
-        torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3)
-    ).to(dtype)
+    return torch.nn.Sequential(torch.nn.Linear(6, 10), torch.nn.Tanh(), torch.nn.Linear(10, 3)).to(
+        dtype
+    )
 
 
 class Lstm(torch.nn.Module):
@@ -111,7 +111,8 @@ def dense(model, optimizer, ranks, steps):
         for rank in range(ranks):
             acc = acc + gradient(rank, step, params).astype(np.float64)
         mean = (acc / ranks).astype(np.float32)
-        params = [update(rank, step, params, mean) for rank in range(ranks)][0]
+        replicas = [update(rank, step, params, mean) for rank in range(ranks)]
+        params = replicas[0]
         path.append(params)
     return path
 

@@ -65,7 +65,7 @@ def _pairs(params) -> list[tuple[str, torch.Tensor]]:
         )
     for name, value in pairs:
         if not isinstance(value, torch.Tensor):
-            raise ValueError(
+            raise TypeError(
                 f"{name} is a {type(value).__name__}, not a tensor, and cannot be written in "
                 "place; use broadcast_object for it"
             )

@@ -42,7 +42,8 @@ class TorchModel:
         self.optimizer_state = optimizer_state
         self.buffers = [(name, b) for name, b in buffers if not _is_constant(b)]
         self.elements = sum(p.numel() for _, p in self.parameters)
-        self._borrowed: list[tuple[list[torch.Tensor], np.ndarray]] = []
+        self._averaged: list[tuple[list[torch.Tensor], np.ndarray]] = []
+        self._maxima: list[tuple[list[torch.Tensor], np.ndarray]] = []
 
     # -- parameters ---------------------------------------------------------------------------
 
@@ -62,19 +63,21 @@ class TorchModel:
         tensors += [t for key, t in self._state_tensors() if _is_averaged(key, t)]
         wide = [t for t in tensors if t.dtype == torch.float64]
         rest = [t for t in tensors if t.dtype != torch.float64]
-        return self._borrow((rest, np.float32), (wide, np.float64))
+        self._averaged = _copies((rest, np.float32), (wide, np.float64))
+        return [vector for _, vector in self._averaged]
 
     def maximum(self) -> list[np.ndarray]:
         """Copies of all counters and flags, of which the largest counts: one int64 vector."""
         tensors = [b for _, b in self.buffers if not b.is_floating_point()]
         tensors += [t for key, t in self._state_tensors() if not _is_averaged(key, t)]
-        return self._borrow((tensors, np.int64))
+        self._maxima = _copies((tensors, np.int64))
+        return [vector for _, vector in self._maxima]
 
     def restore(self) -> None:
         """Put what averaged() and maximum() gave out, and the worker changed, back in place."""
-        for tensors, vector in self._borrowed:
+        for tensors, vector in self._averaged + self._maxima:
             _scatter(vector, tensors)
-        self._borrowed.clear()
+        self._averaged, self._maxima = [], []
 
     def at_block_boundary(self) -> None:
         """Drop the optimizer's state, or not, as optimizer_state says."""
@@ -84,11 +87,6 @@ class TorchModel:
             state = self.optimizer.state.get(parameter)
             if state and (self.optimizer_state == "reset" or set(state) == {"momentum_buffer"}):
                 state.clear()
-
-    def _borrow(self, *kinds) -> list[np.ndarray]:
-        new = [(tensors, _gathered(tensors, dtype)) for tensors, dtype in kinds if tensors]
-        self._borrowed += new
-        return [vector for _, vector in new]
 
     def _state_tensors(self) -> list[tuple[str, torch.Tensor]]:
         if self.optimizer_state != "average":
@@ -116,10 +114,14 @@ def _is_constant(buffer: torch.Tensor) -> bool:
     return buffer.is_floating_point() and not bool(torch.isfinite(buffer).all())
 
 
-def _gathered(tensors: list[torch.Tensor], dtype) -> np.ndarray:
-    out = np.empty(sum(t.numel() for t in tensors), dtype)
-    _gather(tensors, out)
-    return out
+def _copies(*kinds) -> list[tuple[list[torch.Tensor], np.ndarray]]:
+    """For each (tensors, dtype) with any tensors: them, and their elements end to end."""
+    copies = []
+    for tensors, dtype in kinds:
+        if tensors:
+            copies.append((tensors, np.empty(sum(t.numel() for t in tensors), dtype)))
+            _gather(*copies[-1])
+    return copies
 
 
 @torch.no_grad()

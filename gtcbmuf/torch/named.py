@@ -5,7 +5,7 @@ from __future__ import annotations
 from gtcbmuf.policy import BMUF, GTC, Hybrid
 from gtcbmuf.torch.optimizer import DistributedOptimizer
 
-_WRAPPER = ("backward_passes_per_step", "buffers", "optimizer_state", "exchanges")
+_WRAPPER = ("backward_passes_per_step", "buffers", "exchanges")
 
 
 def GTCOptimizer(optimizer, named_parameters=None, **settings) -> DistributedOptimizer:
@@ -25,9 +25,7 @@ def HybridOptimizer(
     optimizer, named_parameters=None, gtc=None, bmuf=None, **settings
 ) -> DistributedOptimizer:
     """DistributedOptimizer with strategy Hybrid(gtc, bmuf, **settings), such as groups="node"."""
-    return _wrap(
-        optimizer, named_parameters, lambda **rest: Hybrid(gtc, bmuf, **rest), settings
-    )
+    return _wrap(optimizer, named_parameters, lambda **rest: Hybrid(gtc, bmuf, **rest), settings)
 
 
 def _wrap(optimizer, named_parameters, strategy, settings) -> DistributedOptimizer:

@@ -29,8 +29,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         they are param.<group>.<index>. Parameters that require no gradient take no part.
     strategy: Dense() (the mean of all gradients; default), GTC(...), BMUF(...) or Hybrid(...).
     backward_passes_per_step: so many backward passes add up (are summed) before each step.
-    buffers: model.named_buffers(), averaged with the model by BMUF and Hybrid (see TorchModel).
-    optimizer_state: 'auto', 'keep', 'reset' or 'average' at block borders (see TorchModel).
+    buffers: model.named_buffers(), averaged with the model at block borders (see TorchModel), unless
+        the strategy's average_buffers is False.
     compression, op, gradient_predivide_factor: Horovod's; only their defaults are accepted.
     exchanges: the Groups to use in place of the process's own; for virtual workers in one process.
 
@@ -52,7 +52,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         *,
         backward_passes_per_step: int = 1,
         buffers: Iterable[tuple[str, torch.Tensor]] = (),
-        optimizer_state: str = "auto",
         compression=verbs.Compression.none,
         op: verbs.ReduceOp = verbs.Average,
         gradient_predivide_factor: float = 1.0,
@@ -66,7 +65,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._passes = backward_passes_per_step
         self._names = None if named_parameters is None else list(named_parameters)
         self._buffers = [(name, b) for name, b in buffers]
-        self._optimizer_state = optimizer_state
         self._virtual = exchanges is not None
         self._groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
         self._samples = None
@@ -81,11 +79,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Look at the inner optimizer's parameters: names, hooks, worker, all anew."""
         named = collect(self.inner, self._names)
         self._trainable = self._requires_grad()
+        blocks = getattr(self.strategy, "bmuf", self.strategy)  # of Hybrid; else itself
         self._model = TorchModel(
             [(n.name, n.parameter) for n in named],
             self.inner,
-            buffers=self._buffers,
-            optimizer_state=self._optimizer_state,
+            buffers=self._buffers if getattr(blocks, "average_buffers", False) else (),
+            optimizer_state=getattr(blocks, "optimizer_state", "keep"),
         )
         self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
         claim(named, self._self)
@@ -99,7 +98,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     # -- a step -------------------------------------------------------------------------------------
 
     def step(self, closure=None):
-        """Exchange (unless synchronize() has), update, and synchronise the block when one ends.
+        """Exchange (unless synchronize() has), update, and synchronise the block if one ends.
 
         closure: evaluates the model and calls backward, once; for optimizers that evaluate it several
         times (LBFGS) each evaluation is exchanged, and its loss is averaged so that all ranks
@@ -118,7 +117,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 loss = closure()
         if not self._synchronized:
             if self._skip and self._reducer.busy:
-                raise RuntimeError("step() inside skip_synchronize(), but synchronize() was not called")
+                raise RuntimeError(
+                    "step() inside skip_synchronize(), but synchronize() was not called"
+                )
             if not self._skip:
                 yield from self._synchronize_generator()
         self.inner.step()
@@ -143,7 +144,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _after_update(self) -> Iterator[None]:
         samples, self._samples = self._samples, None
         self._reset()
-        yield from self._worker.after_update(self._model, 1 if samples is None else samples)
+        yield from self._worker.after_update(self._model, samples)
 
     def synchronize(self) -> None:
         """Wait for the exchange: .grad then holds the group's gradient, ready to be clipped.
@@ -181,7 +182,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
             self._worker.layout.tensors,
             self.strategy,
             optimizer=type(self.inner).__name__,
-            optimizer_state=self._optimizer_state,
             buffers=[(n, list(b.shape), dtype_name(b)) for n, b in self._model.buffers],
         )
 
@@ -250,13 +250,17 @@ class DistributedOptimizer(torch.optim.Optimizer):
                     parameter.copy_(values)
 
     def finalize(self) -> None:
-        """Close the running block and leave W in the model: at the end of training, on all ranks."""
+        """Close the running block and leave W in the model: at the end of training, on all ranks.
+
+        The next step, if there is one, goes on from where the blocks stood.
+        """
         drive(self._finalize_generator())
 
     def _finalize_generator(self) -> Iterator[None]:
         if not self._started:
             yield from self._start()
         yield from self._worker.finalize(self._model)
+        self._started = self._reducer.opened = False  # a step after this one starts anew
 
     # -- an Optimizer's other duties --------------------------------------------------------------------
 
@@ -334,7 +338,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def _check_unchanged(self) -> None:
         if not self._finalizer.alive:
-            raise RuntimeError("remove_hooks() was called: use the inner optimizer, or wrap it again")
+            raise RuntimeError(
+                "remove_hooks() was called: use the inner optimizer, or wrap it again"
+            )
         if self._requires_grad() != self._trainable:
             raise RuntimeError(
                 "the inner optimizer's parameters, or which of them require a gradient, have changed "
@@ -360,7 +366,7 @@ def _evaluates_often(optimizer: torch.optim.Optimizer) -> bool:
 
 def _check_arguments(optimizer, passes, op, predivide) -> None:
     if isinstance(optimizer, DistributedOptimizer):
-        raise ValueError("the optimizer is wrapped already; wrap the inner one: optimizer.inner")
+        raise TypeError("the optimizer is wrapped already; wrap the inner one: optimizer.inner")
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
     if not isinstance(passes, int) or passes < 1:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import zlib
 from collections.abc import Iterator
-from functools import partial, reduce
+from functools import reduce
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def _op(average: bool | None, op: ReduceOp | None) -> ReduceOp:
     if op is None:
         return Sum if average is False else Average
     if not isinstance(op, ReduceOp):
-        raise ValueError(f"op={op!r}: allowed is Average, Sum, Min or Max")
+        raise TypeError(f"op={op!r}: allowed is Average, Sum, Min or Max")
     return op
 
 
@@ -248,8 +248,12 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
 
 def _refuse_differences(facts: list, verb: str, name: str | None) -> None:
     if len(set(facts)) > 1:
-        seen = "; ".join(f"rank {r}: {dtype} {list(shape)}" for r, (dtype, shape) in enumerate(facts))
-        raise MismatchError(f"{verb}({name or 'no name'}): the ranks differ in dtype or shape: {seen}")
+        seen = "; ".join(
+            f"rank {r}: {dtype} {list(shape)}" for r, (dtype, shape) in enumerate(facts)
+        )
+        raise MismatchError(
+            f"{verb}({name or 'no name'}): the ranks differ in dtype or shape: {seen}"
+        )
 
 
 @torch.no_grad()

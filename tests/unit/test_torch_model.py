@@ -104,7 +104,7 @@ def trained(make):
     return module, optimizer
 
 
-SGD = lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9)  # noqa: E731
+SGD = lambda ps: torch.optim.SGD(ps, lr=0.1, momentum=0.9)
 KEPT = {
     "Adam": lambda ps: torch.optim.Adam(ps, lr=0.1),
     "AdamW": lambda ps: torch.optim.AdamW(ps, lr=0.1, amsgrad=True),
@@ -158,9 +158,7 @@ def test_average_borrows_moments_and_the_step_counter(name):
     module, optimizer = trained(KEPT[name])
     model = model_of(module, optimizer, optimizer_state="average")
     averaged, largest = model.averaged(), model.maximum()
-    floats = sum(
-        v.numel() for s in optimizer.state.values() for k, v in s.items() if k != "step"
-    )
+    floats = sum(v.numel() for s in optimizer.state.values() for k, v in s.items() if k != "step")
     assert sum(len(a) for a in averaged) == floats > 0
     assert [a.tolist() for a in largest] == [[2, 2]]
     for a in averaged:
