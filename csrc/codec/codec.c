@@ -4,7 +4,7 @@
 static const gtcb_variant *const variants[] = {     /* slowest first */
     &gtcb_scalar,
 #ifdef GTCB_X86
-    //&gtcb_avx2,
+    &gtcb_avx2,
     &gtcb_avx512,
 #endif
 };

@@ -356,26 +356,8 @@ AVX512 static uint64_t checksum(const void *data, size_t bytes, uint64_t first)
     return w + (w << 32) + sum_lanes(products);
 }
 
-AVX512 static size_t ones(const uint8_t *bits, size_t bytes)
-{
-    size_t n = 0, at = 0;
-    for (; at + 8 <= bytes; at += 8)
-        n += (size_t)_mm_popcnt_u64(gtcb_get64(bits + at));
-    return n + (size_t)_mm_popcnt_u64(gtcb_get_tail(bits + at, bytes - at));
-}
-
-AVX512 static size_t count_codes(const uint8_t *codes, size_t bytes)
-{
-    const uint64_t each = UINT64_C(0x5555555555555555);
-    uint64_t twos = 0;
-    size_t n = 0;
-    for (size_t at = 0; at < bytes; at += 8) {
-        uint64_t c = bytes - at >= 8 ? gtcb_get64(codes + at) : gtcb_get_tail(codes + at, bytes - at);
-        twos |= c >> 1 & ~c & each;
-        n += (size_t)_mm_popcnt_u64(c & each);
-    }
-    return twos != 0 ? GTCB_NONE : n;
-}
+AVX512 static size_t ones(const uint8_t *bits, size_t bytes) { return gtcb_count_ones(bits, bytes); }
+AVX512 static size_t count_codes(const uint8_t *codes, size_t bytes) { return gtcb_count_sent_codes(codes, bytes); }
 
 const gtcb_variant gtcb_avx512 = {
     .name = "avx512", .supported = supported,

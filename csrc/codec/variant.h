@@ -136,13 +136,36 @@ static inline uint64_t gtcb_get_tail(const void *p, size_t bytes)    /* fewer th
 static inline uint32_t gtcb_float_bits(float x) { return gtcb_get32(&x); }
 static inline float gtcb_from_bits(uint32_t bits) { float x; memcpy(&x, &bits, sizeof x); return x; }
 
-/* dense[v / 2] += q, one after the other because a crafted message may repeat an element. All variants use it: the
-   adds are to scattered addresses, where gathers and scatters are no faster. */
+/* -- loops that the variants share and compile for their instruction sets ---------------------------- */
+
+/* dense[v / 2] += q, one after the other because a crafted message may repeat an element; and to scattered addresses,
+   where gathers and scatters are no faster. */
 static inline void gtcb_add_each(float *dense, const uint32_t *v, size_t count, float threshold)
 {
     const float q[2] = {threshold, -threshold};
     for (size_t i = 0; i < count; i++)
         dense[v[i] >> 1] += q[v[i] & 1];
+}
+
+static inline size_t gtcb_count_ones(const uint8_t *bits, size_t bytes)
+{
+    size_t n = 0, at = 0;
+    for (; at + 8 <= bytes; at += 8)
+        n += (size_t)__builtin_popcountll(gtcb_get64(bits + at));
+    return n + (size_t)__builtin_popcountll(gtcb_get_tail(bits + at, bytes - at));
+}
+
+static inline size_t gtcb_count_sent_codes(const uint8_t *codes, size_t bytes)      /* GTCB_NONE if one is 2 */
+{
+    const uint64_t low = UINT64_C(0x5555555555555555);      /* the lower bit of each code */
+    uint64_t twos = 0;
+    size_t n = 0;
+    for (size_t at = 0; at < bytes; at += 8) {
+        uint64_t c = bytes - at >= 8 ? gtcb_get64(codes + at) : gtcb_get_tail(codes + at, bytes - at);
+        twos |= c >> 1 & ~c & low;
+        n += (size_t)__builtin_popcountll(c & low);
+    }
+    return twos != 0 ? GTCB_NONE : n;
 }
 
 /* -- shared by the drivers --------------------------------------------------------------------------- */
