@@ -115,7 +115,7 @@ def check_tools() -> None:
     for module in ("scipy", "numba", "torch", "soundfile"):
         if importlib.util.find_spec(module) is None:
             raise corpus.MissingToolError(f"the Python module '{module}' is missing; "
-                                     f"pip install {module}")
+                                          f"pip install {module}")
 
 
 def main() -> int:

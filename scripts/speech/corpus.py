@@ -132,7 +132,8 @@ def _unique(utterances: list[Utterance]) -> list[Utterance]:
 def _only(pattern: str) -> Path:
     found = sorted(glob.glob(pattern))
     if len(found) != 1:
-        raise MissingToolError(f"expected one match of {pattern}, found {len(found)}: the package was "
-                          "unpacked only partly or has another layout; delete the work folder "
-                          "and run again")
+        raise MissingToolError(
+            f"expected one match of {pattern}, found {len(found)}: the package was unpacked only "
+            "partly or has another layout; delete the work folder and run again"
+        )
     return Path(found[0])

@@ -22,7 +22,7 @@ _RESPELLED = {"ss": "s", 'u"': "ʉ"}
 
 def symbol(name: str) -> str:
     """The IPA symbol in a phone's name, without its language."""
-    return name.split(":")[-1]
+    return name.partition(":")[2] or name
 
 
 def phone_words(utterance: Utterance) -> list[list[str]]:
@@ -36,7 +36,7 @@ def phone_words(utterance: Utterance) -> list[list[str]]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise MissingToolError(f"espeak-ng failed on voice {VOICES[utterance.language]}: "
-                          f"{done.stderr.strip()}; install the package espeak-ng-data")
+                               f"{done.stderr.strip()}; install the package espeak-ng-data")
     return parse_ipa(done.stdout, utterance.language)
 
 
