@@ -3,7 +3,7 @@
 import torch_oracle as oracle
 
 from gtcbmuf.policy import lockstep
-from gtcbmuf.simulate.virtual import virtual_groups
+from gtcbmuf.simulate.virtual import virtual_world
 from gtcbmuf.torch import DistributedOptimizer
 
 
@@ -16,12 +16,19 @@ def wrapped(model, optimizer, strategy, exchanges=None, **settings):
     )
 
 
+def alone():
+    """The groups of the only rank of a job."""
+    return virtual_world(1)[0]
+
+
+def world(members):
+    """The groups of each virtual worker."""
+    return virtual_world(sum(map(len, members)), members)
+
+
 def virtual(model, optimizer, strategy, members, **settings):
     """All ranks of the groups `members` in this process: [(model, optimizer)]."""
-    return [
-        wrapped(model, optimizer, strategy, groups, **settings)
-        for groups in virtual_groups(members)
-    ]
+    return [wrapped(model, optimizer, strategy, groups, **settings) for groups in world(members)]
 
 
 def backward(nets, step, ranks=None):

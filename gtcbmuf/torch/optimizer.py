@@ -68,7 +68,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._virtual = exchanges is not None
         self._groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
         self._samples = None
-        self._started = False
+        self._started = self._finalized = False
         self._synchronized = False
         self._skip = False
         self._reducer = None
@@ -252,15 +252,27 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def finalize(self) -> None:
         """Close the running block and leave W in the model: at the end of training, on all ranks.
 
-        The next step, if there is one, goes on from where the blocks stood.
+        To train on, call resume() before the next forward pass.
         """
         drive(self._finalize_generator())
 
     def _finalize_generator(self) -> Iterator[None]:
+        self._refuse_when_busy("finalize()")
+        if self._finalized:
+            return
         if not self._started:
             yield from self._start()
         yield from self._worker.finalize(self._model)
-        self._started = self._reducer.opened = False  # a step after this one starts anew
+        self._finalized = True
+
+    def resume(self) -> None:
+        """After finalize(): put the starting point of the next block into the model, on all ranks."""
+        drive(self._resume_generator())
+
+    def _resume_generator(self) -> Iterator[None]:
+        if self._finalized:
+            yield from self._start()
+            self._finalized = False
 
     # -- an Optimizer's other duties --------------------------------------------------------------------
 
@@ -275,8 +287,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 "belong to them. Call remove_hooks(), add the group to the inner optimizer, and "
                 "wrap that in a new DistributedOptimizer, on all ranks."
             )
-        if self._reducer.busy:
-            raise RuntimeError("add_param_group() between backward() and step(); call it before")
+        self._refuse_when_busy("add_param_group()")
         self.inner.add_param_group(param_group)
         self._register()
 
@@ -285,19 +296,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         Plain values and tensors: torch.load(weights_only=True) reads it. Each rank saves its own.
         """
-        if self._reducer.busy:
-            raise RuntimeError("state_dict() between backward() and step(); call it after step()")
-        own = {"worker": state.to_torch(self._worker.state_dict()), "started": self._started}
+        self._refuse_when_busy("state_dict()")
+        own = {"finalized": self._finalized, "worker": state.to_torch(self._worker.state_dict())}
         return {**self.inner.state_dict(), "gtcbmuf": own}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """What state_dict gave; or a plain optimizer's, which leaves residuals, Δ and W alone."""
-        if self._reducer.busy:
-            raise RuntimeError("load_state_dict() between backward() and step(); call it after")
+        self._refuse_when_busy("load_state_dict()")
         plain = {key: value for key, value in state_dict.items() if key != "gtcbmuf"}
         self.inner.load_state_dict(plain)
         if "gtcbmuf" in state_dict:
-            self._worker.load_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
+            own = state_dict["gtcbmuf"]
+            self._worker.load_state_dict(state.to_numpy(own["worker"]))
+            self._finalized = own["finalized"]
 
     def remove_hooks(self) -> None:
         """Let go of the parameters: backward exchanges nothing any more, the inner optimizer is
@@ -336,7 +347,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _requires_grad(self) -> list[bool]:
         return [p.requires_grad for group in self.inner.param_groups for p in group["params"]]
 
+    def _refuse_when_busy(self, what: str) -> None:
+        if self._reducer.busy:
+            raise RuntimeError(
+                f"{what} between backward() and step(): the gradients are being exchanged; call it "
+                "after step()"
+            )
+
     def _check_unchanged(self) -> None:
+        if self._finalized:
+            raise RuntimeError(
+                "finalize() has ended the training and left W in the model; to train on, call "
+                "resume() before the forward pass"
+            )
         if not self._finalizer.alive:
             raise RuntimeError(
                 "remove_hooks() was called: use the inner optimizer, or wrap it again"

@@ -187,7 +187,7 @@ def _op(average: bool | None, op: ReduceOp | None) -> ReduceOp:
 
 def _tag(name: str | None) -> int:
     """A number for the header, so that ranks that call different names are told at once."""
-    return zlib.crc32(name.encode()) if name else 0
+    return zlib.crc32(name.encode()) & 0xFFFFFF if name else 0
 
 
 def _run(generator, name: str | None = None):

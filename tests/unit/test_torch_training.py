@@ -81,7 +81,9 @@ def test_weights_by_samples():
         step_all(nets)
         path.append(oracle.flat(nets[0][0]))
     wanted = oracle.bmuf("mlp", "sgd", 2, 4, 2, block_momentum=0.5, samples=seen)
-    assert [np.array_equal(a, b) for a, (_, b) in zip(path[1::2], wanted, strict=True)] == [True] * 2
+    assert [np.array_equal(a, b) for a, (_, b) in zip(path[1::2], wanted, strict=True)] == [
+        True
+    ] * 2
     equal = oracle.bmuf("mlp", "sgd", 2, 4, 2, block_momentum=0.5)
     assert not np.array_equal(equal[-1][1], wanted[-1][1])
 
