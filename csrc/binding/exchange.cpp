@@ -1,2 +1,333 @@
+// Engine, Exchange and Ticket for gtcbmuf/exchange.py, which gives them their Python face.
 #include "binding/binding.h"
-void bind_exchange(nb::module_ &) {}
+
+#include <cstring>
+#include <list>
+
+#include "exchange/exchange.h"
+
+static const double SIGNAL_SECONDS = 0.1;      // a wait looks for Ctrl-C so often
+
+struct Engine {
+    gtcb_engine *engine = nullptr;
+    bool leaked = false;                       // an exchange had to be left alone, and it needs the engine
+
+    Engine(const std::string &path, uint64_t byte, uint64_t comm, int size, int rank, const std::string &version,
+           nb::object variant, size_t threads, bool progress_thread, size_t piece_bytes, size_t direct_bytes)
+    {
+        gtcb_engine_settings settings = {};
+        char text[1024] = "";
+        settings.variant = variant_named(variant);
+        settings.threads = threads;
+        settings.progress_thread = progress_thread;
+        settings.piece_bytes = piece_bytes;
+        settings.direct_bytes = direct_bytes;
+        gtcb_status status = gtcb_mpi_lookup(path.c_str(), (gtcb_handle) byte, &settings.mpi, text, sizeof text);
+        if (!status)
+            status = gtcb_mpi_self_test(&settings.mpi, (gtcb_handle) comm, size, rank, version.c_str(), text, sizeof text);
+        if (status)
+            throw Failure(status, text);
+        check(gtcb_engine_open(&settings, &engine));
+    }
+    Engine(const Engine &) = delete;
+
+    void close()
+    {
+        nb::gil_scoped_release released;
+        gtcb_engine_close(engine);
+    }
+
+    ~Engine()
+    {
+        if (!engine)
+            return;
+        close();
+        if (!leaked)
+            gtcb_engine_free(engine);
+    }
+};
+
+// An operation and what it reads and writes.
+struct Flight {
+    gtcb_op *op = nullptr;
+    std::vector<ReadArray> read;
+    std::vector<WriteArray> write;
+};
+
+struct Exchange {
+    nb::object engine;                         // kept alive
+    gtcb_exchange *exchange = nullptr;
+    bool closed = false, clean = true;
+    std::list<Flight> orphans;                 // of tickets that were dropped before they were done
+
+    Exchange(nb::object owner, uint64_t comm) : engine(owner)
+    {
+        check(gtcb_exchange_open(nb::cast<Engine &>(owner).engine, (gtcb_handle) comm, &exchange));
+    }
+    Exchange(const Exchange &) = delete;
+
+    bool close()
+    {
+        if (!closed) {
+            nb::gil_scoped_release released;
+            clean = gtcb_exchange_close(exchange);
+        }
+        closed = true;
+        return clean;
+    }
+
+    void sweep()
+    {
+        for (auto flight = orphans.begin(); flight != orphans.end();)
+            flight = gtcb_op_release(flight->op) ? orphans.erase(flight) : std::next(flight);
+    }
+
+    ~Exchange()
+    {
+        if (!exchange)
+            return;
+        close();
+        sweep();
+        for (Flight &flight : orphans)         // MPI may still write there: never to be freed
+            new Flight(std::move(flight));
+        if (clean && orphans.empty())
+            gtcb_exchange_free(exchange);
+        else
+            nb::cast<Engine &>(engine).leaked = true;
+    }
+};
+
+struct Ticket {
+    nb::object owner;                          // the Exchange
+    Flight flight;
+
+    Ticket(nb::object o, Flight &&f) : owner(std::move(o)), flight(std::move(f)) {}
+    Ticket(Ticket &&other) noexcept : owner(std::move(other.owner)), flight(std::move(other.flight)) { other.flight.op = nullptr; }
+
+    ~Ticket()
+    {
+        if (flight.op && !gtcb_op_release(flight.op))
+            nb::cast<Exchange &>(owner).orphans.push_back(std::move(flight));
+    }
+
+    // True if it is done within so many seconds.
+    bool wait(double seconds)
+    {
+        for (double left = seconds;; left -= SIGNAL_SECONDS) {
+            double slice = left < SIGNAL_SECONDS ? left : SIGNAL_SECONDS;
+            bool done;
+            {
+                nb::gil_scoped_release released;
+                done = gtcb_op_wait(flight.op, slice);
+            }
+            if (done || left <= SIGNAL_SECONDS)
+                return done;
+            if (PyErr_CheckSignals() != 0)
+                throw nb::python_error();
+        }
+    }
+
+    uint32_t size() const { return gtcb_exchange_size(nb::cast<Exchange &>(owner).exchange); }
+
+    void done() const
+    {
+        if (!gtcb_op_done(flight.op))
+            throw std::runtime_error("the operation is not done: wait for it first");
+    }
+};
+
+static nb::object failure_dict(const gtcb_failure &failure)
+{
+    if (!failure.status)
+        return nb::none();
+    nb::dict d;
+    d["status"] = (int) failure.status;
+    d["rank"] = failure.rank;
+    d["bucket"] = failure.bucket;
+    d["index"] = failure.index;
+    d["sequence"] = failure.sequence;
+    d["text"] = nb::str(failure.text);
+    return d;
+}
+
+static Ticket ticket(nb::handle_t<Exchange> self, gtcb_status status, Flight &&flight)
+{
+    if (status == GTCB_CLOSED) {
+        gtcb_failure first = gtcb_exchange_failure(nb::cast<Exchange &>(self).exchange);
+        throw Failure(status, first.text);
+    }
+    check(status);
+    return Ticket(nb::borrow(self), std::move(flight));
+}
+
+static Ticket post_encode(nb::handle_t<Exchange> self, uint32_t bucket, nb::handle segment_list, const std::string &dtype_name,
+                          ReadArray residual_in, WriteArray residual_out, float threshold, nb::object max_sent)
+{
+    Exchange &exchange = nb::cast<Exchange &>(self);
+    exchange.sweep();
+    Flight flight;
+    gtcb_encode_job job = {};
+    job.dtype = dtype_named(dtype_name);
+    flight.read = read_arrays(segment_list, "segments");
+    std::vector<gtcb_segment> segments = segments_of(flight.read, job.dtype);
+    job.segments = segments.data();
+    job.segment_count = segments.size();
+    job.elements = total(segments);
+    job.residual_in = residual_pointer(residual_in, job.elements, "residual_in");
+    job.residual_out = residual_pointer(residual_out, job.elements, "residual_out");
+    if (job.residual_in == job.residual_out && job.elements)
+        throw nb::value_error("residual_in and residual_out are the same array; a step that is refused needs them apart");
+    check_overlaps(segments, job.dtype, job.residual_in, job.residual_out, job.elements);
+    job.threshold = threshold;
+    job.max_sent = max_sent.is_none() ? GTCB_NO_CAP : nb::cast<uint64_t>(max_sent);
+    job.bucket = bucket;
+    flight.read.push_back(residual_in);
+    flight.write.push_back(residual_out);
+    gtcb_status status = gtcb_post_encode(exchange.exchange, &job, &flight.op);
+    return ticket(self, status, std::move(flight));
+}
+
+static Ticket post_allreduce(nb::handle_t<Exchange> self, WriteArray array, uint64_t weight, bool mean, uint32_t bucket)
+{
+    Exchange &exchange = nb::cast<Exchange &>(self);
+    exchange.sweep();
+    Flight flight;
+    gtcb_status status = gtcb_post_allreduce(exchange.exchange, element_of(array.dtype()), array.data(), array.size(), weight, mean,
+                                             bucket, &flight.op);
+    flight.write.push_back(array);
+    return ticket(self, status, std::move(flight));
+}
+
+static Ticket post_broadcast(nb::handle_t<Exchange> self, WriteArray array, uint32_t root, uint32_t bucket)
+{
+    Exchange &exchange = nb::cast<Exchange &>(self);
+    exchange.sweep();
+    Flight flight;
+    gtcb_status status = gtcb_post_broadcast(exchange.exchange, element_of(array.dtype()), array.data(), array.size(), root, bucket,
+                                             &flight.op);
+    flight.write.push_back(array);
+    return ticket(self, status, std::move(flight));
+}
+
+static Ticket post_allgather(nb::handle_t<Exchange> self, ReadArray array, uint32_t bucket)
+{
+    Exchange &exchange = nb::cast<Exchange &>(self);
+    exchange.sweep();
+    Flight flight;
+    gtcb_status status = gtcb_post_allgather(exchange.exchange, element_of(array.dtype()), array.data(), array.size(), bucket,
+                                             &flight.op);
+    flight.read.push_back(array);
+    return ticket(self, status, std::move(flight));
+}
+
+// A view of what a rank sent; it keeps the ticket, and with it the buffers, alive.
+static ByteArray body(nb::handle_t<Ticket> self, uint32_t rank)
+{
+    Ticket &t = nb::cast<Ticket &>(self);
+    t.done();
+    if (rank >= t.size())
+        throw nb::index_error("no such rank");
+    size_t bytes = 0;
+    const void *data = gtcb_op_body(t.flight.op, rank, &bytes);
+    static uint8_t nothing;
+    return ByteArray(bytes ? (void *) data : &nothing, {bytes}, self);
+}
+
+static void decode_add(Ticket &t, WriteArray dense)
+{
+    t.done();
+    float *out = residual_pointer(dense, dense.size(), "dense");
+    gtcb_status status;
+    {
+        nb::gil_scoped_release released;
+        status = gtcb_op_decode_add(t.flight.op, out, dense.size());
+    }
+    if (status == GTCB_BAD_ARGUMENT)
+        throw nb::value_error("decode_add needs a float32 array of the bucket's length and a successful post_encode");
+    check(status);
+}
+
+static nb::list late(Ticket &t)
+{
+    nb::list ranks;
+    for (uint32_t r = 0; r < t.size(); r++)
+        if (gtcb_op_is_late(t.flight.op, r))
+            ranks.append(r);
+    return ranks;
+}
+
+static nb::dict counters(Exchange &x)
+{
+    gtcb_counters c = gtcb_exchange_counters(x.exchange);
+    nb::dict d;
+    d["operations"] = c.operations;
+    d["bytes_sent"] = c.bytes_sent;
+    d["bytes_received"] = c.bytes_received;
+    d["elements_sent"] = c.elements_sent;
+    d["encode_seconds"] = c.encode_seconds;
+    d["exchange_seconds"] = c.exchange_seconds;
+    d["decode_seconds"] = c.decode_seconds;
+    d["wait_seconds"] = c.wait_seconds;
+    return d;
+}
+
+static void bind_ticket(nb::module_ &m)
+{
+    using namespace nb::literals;
+    nb::class_<Ticket>(m, "Ticket")
+        .def("wait", &Ticket::wait, "seconds"_a)
+        .def("give_up", [](Ticket &t, double waited) {
+            nb::gil_scoped_release released;
+            gtcb_op_give_up(t.flight.op, waited);
+        }, "waited"_a)
+        .def("failure", [](Ticket &t) { t.done(); return failure_dict(*gtcb_op_failure(t.flight.op)); })
+        .def("late", late)
+        .def("header", [](Ticket &t, uint32_t rank) {
+            t.done();
+            if (rank >= t.size())
+                throw nb::index_error("no such rank");
+            return nb::bytes((const char *) gtcb_op_header(t.flight.op, rank), GTCB_HEADER_BYTES);
+        }, "rank"_a)
+        .def("body", body, "rank"_a)
+        .def("decode_add", decode_add, "dense"_a.noconvert())
+        .def_prop_ro("is_done", [](Ticket &t) { return gtcb_op_done(t.flight.op); })
+        .def_prop_ro("sequence", [](Ticket &t) { return gtcb_op_sequence(t.flight.op); })
+        .def_prop_ro("bytes_sent", [](Ticket &t) { t.done(); return gtcb_op_bytes_sent(t.flight.op); });
+}
+
+void bind_exchange(nb::module_ &m)
+{
+    using namespace nb::literals;
+    m.attr("PIECE_BYTES") = (uint64_t) GTCB_PIECE_BYTES;
+    nb::class_<Engine>(m, "Engine")
+        .def(nb::init<const std::string &, uint64_t, uint64_t, int, int, const std::string &, nb::object, size_t, bool, size_t, size_t>(),
+             "path"_a, "byte"_a, "comm"_a, "size"_a, "rank"_a, "version"_a, "variant"_a.none(), "threads"_a, "progress_thread"_a,
+             "piece_bytes"_a, "direct_bytes"_a)
+        .def("close", &Engine::close)
+        .def("progress", [](Engine &e) { nb::gil_scoped_release released; return gtcb_engine_progress(e.engine); })
+        .def_prop_ro("variant", [](Engine &e) { return gtcb_variant_name(gtcb_engine_get_settings(e.engine)->variant); });
+    nb::class_<Exchange>(m, "Exchange")
+        .def(nb::init<nb::object, uint64_t>(), "engine"_a, "comm"_a)
+        .def("close", &Exchange::close)
+        .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
+             "threshold"_a, "max_sent"_a.none())
+        .def("post_allreduce", post_allreduce, "array"_a.noconvert(), "weight"_a, "mean"_a, "bucket"_a)
+        .def("post_broadcast", post_broadcast, "array"_a.noconvert(), "root"_a, "bucket"_a)
+        .def("post_allgather", post_allgather, "array"_a.noconvert(), "bucket"_a)
+        .def("failure", [](Exchange &x) { return failure_dict(gtcb_exchange_failure(x.exchange)); })
+        .def("counters", counters)
+        .def("corrupt_next", [](Exchange &x) { gtcb_exchange_corrupt_next(x.exchange); })
+        .def_prop_rw("sequence", [](Exchange &x) { return gtcb_exchange_sequence(x.exchange); },
+                     [](Exchange &x, uint64_t sequence) {
+                         gtcb_status status;
+                         {
+                             nb::gil_scoped_release released;
+                             status = gtcb_exchange_set_sequence(x.exchange, sequence);
+                         }
+                         if (status)
+                             throw nb::value_error("sequence can only be set forward, and with nothing under way");
+                     })
+        .def_prop_ro("rank", [](Exchange &x) { return gtcb_exchange_rank(x.exchange); })
+        .def_prop_ro("size", [](Exchange &x) { return gtcb_exchange_size(x.exchange); });
+    bind_ticket(m);
+}

@@ -31,7 +31,7 @@ typedef struct gtcb_engine_settings {
 gtcb_status gtcb_engine_open(const gtcb_engine_settings *settings, gtcb_engine **out);
 /* Stops the thread and fails what is in flight (GTCB_CLOSED); to be called before MPI_Finalize. May be called twice. */
 void gtcb_engine_close(gtcb_engine *engine);
-/* After gtcb_engine_close and all gtcb_exchange_close. */
+/* After gtcb_engine_close and all gtcb_exchange_free; not at all if an exchange had to be left alone. */
 void gtcb_engine_free(gtcb_engine *engine);
 const gtcb_engine_settings *gtcb_engine_get_settings(const gtcb_engine *engine);
 const gtcb_executor *gtcb_engine_executor(gtcb_engine *engine);    /* NULL with one thread */
@@ -56,11 +56,15 @@ typedef struct gtcb_counters {
 
 /* `comm` is for this exchange alone. */
 gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_exchange **out);
-/* False if MPI may still touch buffers of operations in flight: then they and the exchange are left alone for good,
-   and the communicator must not be freed. */
+/* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers: then the exchange and those operations
+   must be left alone for good, and the communicator not be freed. */
 bool gtcb_exchange_close(gtcb_exchange *exchange);
+void gtcb_exchange_free(gtcb_exchange *exchange);      /* once closed, if that gave true, and all operations released */
 uint32_t gtcb_exchange_rank(const gtcb_exchange *exchange);
 uint32_t gtcb_exchange_size(const gtcb_exchange *exchange);
+uint64_t gtcb_exchange_sequence(gtcb_exchange *exchange);               /* of the next operation */
+/* Only forward, only with nothing under way (GTCB_BAD_ARGUMENT), and on all ranks alike. */
+gtcb_status gtcb_exchange_set_sequence(gtcb_exchange *exchange, uint64_t sequence);
 gtcb_counters gtcb_exchange_counters(gtcb_exchange *exchange);
 /* The first error that closed the exchange; status GTCB_OK while it is usable. */
 gtcb_failure gtcb_exchange_failure(gtcb_exchange *exchange);

@@ -72,6 +72,7 @@ struct gtcb_op {
     uint32_t root;
 
     gtcb_stage stage;
+    bool unsent;                   /* no peer has this operation's header */
     unsigned phase;                /* of the bodies, as the class counts them */
     gtcb_batch batch;
     uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
@@ -137,6 +138,8 @@ gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer,
 gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t bytes, uint32_t from);
 uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank);
 void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure);
+void gtcb_exchange_stop(gtcb_exchange *exchange, const gtcb_failure *failure);
+void gtcb_engine_enqueue(gtcb_op *op);      /* without `drive` */
 
 /* Peers in an order that differs from rank to rank, so that not all talk to rank 0 first. */
 static inline uint32_t gtcb_peer(const gtcb_exchange *exchange, uint32_t i)     /* i = 1 .. size - 1 */

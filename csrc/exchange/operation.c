@@ -1,0 +1,217 @@
+/* The life of an operation: queued, headers, bodies, done. What it does with bodies is its class's. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "exchange/internal.h"
+
+/* Headers of all operations have one tag: MPI then matches them in the order of posting, so that ranks which post
+   different operations meet at their headers. Bodies have tags of their own operation and round; the numbers
+   come again after 2048 operations, of which GTCB_WINDOW at most are under way. MPI allows tags up to 32767. */
+#define HEADER_TAG 0
+#define TAG_OF(op, phase) (1 + (int)((op)->sequence % 2048) * 4 + (int)(phase))
+
+gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes)
+{
+    const size_t pad = 64;
+    if (bytes <= buffer->capacity)
+        return GTCB_OK;
+    if (bytes > SIZE_MAX / 2)
+        return GTCB_NO_MEMORY;
+    size_t capacity = bytes + (buffer->capacity ? bytes / 4 : 0);    /* lengths vary from step to step */
+    free(buffer->data);
+    buffer->capacity = 0;
+    buffer->data = aligned_alloc(64, (capacity + pad + 63) / 64 * 64);
+    if (!buffer->data)
+        return GTCB_NO_MEMORY;
+    buffer->capacity = capacity;
+    return GTCB_OK;
+}
+
+static const gtcb_op_class *class_of(gtcb_operation operation)
+{
+    switch (operation) {
+    case GTCB_ENCODE: return &gtcb_encode_class;
+    case GTCB_ALLGATHER: return &gtcb_allgather_class;
+    case GTCB_BROADCAST: return &gtcb_broadcast_class;
+    default: return &gtcb_allreduce_class;
+    }
+}
+
+gtcb_op *gtcb_op_create(gtcb_exchange *x, gtcb_operation operation, uint32_t bucket)
+{
+    gtcb_op *op = calloc(1, sizeof *op);
+    if (!op)
+        return NULL;
+    op->exchange = x;
+    op->class = class_of(operation);
+    op->operation = operation;
+    op->bucket = bucket;
+    op->seen = malloc(x->size);
+    op->late = malloc(x->size);
+    op->offsets = calloc(x->size, sizeof *op->offsets);
+    gtcb_status status = gtcb_batch_init(&op->batch, &x->engine->settings.mpi, x->comm, x->size, x->engine->settings.piece_bytes);
+    if (!op->seen || !op->late || !op->offsets || status ||
+        gtcb_buffer_need(&op->headers, (size_t)x->size * GTCB_HEADER_BYTES)) {
+        gtcb_op_destroy(op);
+        return NULL;
+    }
+    return op;
+}
+
+void gtcb_op_destroy(gtcb_op *op)
+{
+    gtcb_batch_free(&op->batch);
+    free(op->seen);
+    free(op->late);
+    free(op->offsets);
+    free(op->segments.data);
+    free(op->headers.data);
+    free(op->own.data);
+    free(op->bodies.data);
+    free(op);
+}
+
+uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank) { return op->headers.data + (size_t)rank * GTCB_HEADER_BYTES; }
+
+gtcb_status gtcb_op_fail(gtcb_op *op, gtcb_status status, uint32_t rank, const char *format, ...)
+{
+    gtcb_failure *failure = &op->failure;
+    if (failure->status)
+        return failure->status;
+    failure->status = status;
+    failure->rank = rank;
+    failure->bucket = op->bucket;
+    failure->sequence = op->sequence;
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(failure->text, sizeof failure->text, format, arguments);
+    va_end(arguments);
+    return status;
+}
+
+static gtcb_status transfer_failed(gtcb_op *op, gtcb_status status)
+{
+    char text[512] = "no memory for requests", what[160];
+    if (status == GTCB_MPI_ERROR)
+        gtcb_mpi_error_text(op->batch.mpi, op->batch.mpi_code, text, sizeof text);
+    gtcb_op_fail(op, status, op->exchange->rank, "%s, sequence %llu: %s", gtcb_op_describe(op, what, sizeof what),
+                 (unsigned long long)op->sequence, text);
+    return status;
+}
+
+gtcb_status gtcb_op_send(gtcb_op *op, const void *data, size_t bytes, uint32_t peer, unsigned phase)
+{
+    gtcb_status status = gtcb_batch_send(&op->batch, data, bytes, peer, TAG_OF(op, phase));
+    return status ? transfer_failed(op, status) : GTCB_OK;
+}
+
+gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer, unsigned phase, uint32_t slot)
+{
+    gtcb_status status = gtcb_batch_receive(&op->batch, data, bytes, peer, TAG_OF(op, phase), slot);
+    op->seen[slot] = op->batch.awaited[slot] == 0;
+    return status ? transfer_failed(op, status) : GTCB_OK;
+}
+
+gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t bytes, uint32_t from)
+{
+    gtcb_exchange *x = op->exchange;
+    if (bytes && atomic_exchange(&x->corrupt_next, false))
+        ((uint8_t *)body)[bytes / 2] ^= 1;
+    gtcb_status status = gtcb_validate(x->engine->settings.variant, header, body, bytes);
+    if (status)
+        gtcb_op_fail(op, status, from, "body from rank %u, bucket %u, sequence %llu: %s", from, op->bucket,
+                     (unsigned long long)op->sequence, gtcb_status_text(status));
+    return status;
+}
+
+static gtcb_status exchange_headers(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    gtcb_status status = GTCB_OK;
+    memcpy(gtcb_op_header_of(op, x->rank), op->announcement, GTCB_HEADER_BYTES);
+    for (uint32_t i = 1; i < x->size && !status; i++) {
+        uint32_t peer = gtcb_peer(x, x->size - i);
+        status = gtcb_batch_receive(&op->batch, gtcb_op_header_of(op, peer), GTCB_HEADER_BYTES, peer, HEADER_TAG, peer);
+    }
+    for (uint32_t i = 1; i < x->size && !status; i++)
+        status = gtcb_batch_send(&op->batch, op->announcement, GTCB_HEADER_BYTES, gtcb_peer(x, i), HEADER_TAG);
+    return status ? transfer_failed(op, status) : GTCB_OK;
+}
+
+void gtcb_op_start(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    memset(op->seen, 1, x->size);
+    memset(op->late, 0, x->size);
+    op->batch.bytes_sent = op->batch.bytes_received = 0;
+    op->phase = 0;
+    op->unsent = true;
+    if (x->failed) {
+        gtcb_op_fail(op, GTCB_CLOSED, x->failure.rank, "%s", x->failure.text);
+        op->stage = GTCB_DONE;
+        return;
+    }
+    gtcb_status status = op->class->prepare(op);
+    if (status)
+        gtcb_op_fail(op, status, x->rank, "%s on rank %u, sequence %llu", gtcb_status_text(status), x->rank,
+                     (unsigned long long)op->sequence);
+    op->started = x->engine->settings.now();
+    if (!status) {
+        op->unsent = false;
+        status = exchange_headers(op);
+    }
+    op->stage = status ? GTCB_DONE : GTCB_HEADERS;
+}
+
+static void handle_arrivals(gtcb_op *op)
+{
+    for (uint32_t slot = 0; slot < op->exchange->size; slot++)
+        if (!op->seen[slot] && op->batch.awaited[slot] == 0) {
+            op->seen[slot] = 1;
+            op->class->arrived(op, slot);
+        }
+}
+
+/* One step of an operation that has no transfer pending. */
+static gtcb_status next_stage(gtcb_op *op)
+{
+    if (op->stage == GTCB_HEADERS) {
+        gtcb_status status = gtcb_agree(op);
+        if (!status)
+            status = op->class->begin(op);
+        if (status)
+            return status;
+        op->stage = GTCB_BODIES;
+    } else {
+        gtcb_status status = op->class->proceed(op);
+        if (status)
+            return status;
+        if (op->batch.count == 0)
+            op->stage = GTCB_DONE;
+    }
+    return GTCB_OK;
+}
+
+bool gtcb_op_advance(gtcb_op *op)
+{
+    size_t finished = 0;
+    gtcb_status status = gtcb_batch_poll(&op->batch, &finished);
+    if (status) {
+        transfer_failed(op, status);
+        op->stage = GTCB_DONE;
+        return true;
+    }
+    if (finished && op->stage == GTCB_BODIES)
+        handle_arrivals(op);
+    bool moved = finished > 0;
+    while (op->batch.count == 0 && op->stage != GTCB_DONE) {
+        moved = true;
+        if (next_stage(op))
+            op->stage = GTCB_DONE;
+    }
+    /* A class that could not post a transfer has failed for good: what it owes others will not come. */
+    if (op->failure.status == GTCB_MPI_ERROR || op->failure.status == GTCB_NO_MEMORY)
+        op->stage = GTCB_DONE;
+    return moved;
+}

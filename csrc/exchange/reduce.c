@@ -1,0 +1,190 @@
+/* Allreduce. The owner of a shard adds all ranks' parts of it in float64, in rank order, rounds once, and sends the
+   result to all. A short array has no shards: every rank gets all parts and does the owner's sum itself. The
+   order of the additions is the same, so the bits are too, whatever the number of ranks that own.
+
+   round 0    header and part of each shard, to its owner
+   round 1    header and result in one, from each owner to all
+
+   A rank that finds a part unsound still takes part in round 1, with a farewell in place of its result, so that
+   all ranks end this operation, and soon. The caller's array is written last, when everything is here and sound. */
+#include "exchange/internal.h"
+
+#define SUM_BLOCK 4096             /* elements added at a time: their float64 sums stay in the first cache */
+
+static bool is_direct(const gtcb_op *op)
+{
+    const gtcb_exchange *x = op->exchange;
+    return x->size == 1 || op->elements * gtcb_element_bytes(op->element) <= x->engine->settings.direct_bytes;
+}
+
+static uint32_t shards(const gtcb_op *op) { return is_direct(op) ? 1 : op->exchange->size; }
+static uint32_t own_shard(const gtcb_op *op) { return is_direct(op) ? 0 : op->exchange->rank; }
+static gtcb_shard shard(const gtcb_op *op, uint32_t i) { return gtcb_shard_of(op->elements, shards(op), i); }
+
+static uint8_t *part_header(gtcb_op *op, uint32_t i) { return op->own.data + (size_t)i * GTCB_HEADER_BYTES; }
+static uint8_t *part(gtcb_op *op, uint32_t i) { return (uint8_t *)op->array + shard(op, i).first * gtcb_element_bytes(op->element); }
+static size_t part_bytes(const gtcb_op *op, uint32_t i) { return shard(op, i).count * gtcb_element_bytes(op->element); }
+
+/* A slot per rank: header and body of what it sends to this rank, first its part of the own shard, then the
+   result of its shard. The own slot has the own result. */
+static size_t stride(const gtcb_op *op) { return GTCB_HEADER_BYTES + (part_bytes(op, 0) + 63) / 64 * 64; }
+static uint8_t *slot_of(gtcb_op *op, uint32_t rank) { return op->bodies.data + rank * stride(op); }
+
+/* The header that goes to all: a non-finite value is announced with its index in the whole array. The bodies travel
+   as parts with checksums of their own, so the body checksum of this one is 0. */
+static gtcb_status prepare(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    if (gtcb_buffer_need(&op->own, (size_t)shards(op) * GTCB_HEADER_BYTES) ||
+        gtcb_buffer_need(&op->bodies, stride(op) * x->size))
+        return GTCB_NO_MEMORY;
+    gtcb_header announced = {.kind = GTCB_RAW, .element = (uint8_t)op->element, .elements = op->elements, .sent = op->weight,
+                             .body_bytes = op->elements * gtcb_element_bytes(op->element), .sequence = op->sequence,
+                             .bucket = gtcb_pack_bucket(op->operation, op->element, op->bucket), .sender = x->rank};
+    for (uint32_t i = 0; i < shards(op); i++) {
+        gtcb_header h;
+        gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, op->element, part(op, i), shard(op, i).count, i,
+                                                   op->sequence, gtcb_pack_bucket(GTCB_PIECE, op->element, op->bucket), x->rank,
+                                                   part_header(op, i));
+        if (!status)
+            status = gtcb_read_header(part_header(op, i), &h);
+        if (status)
+            return status;
+        if (h.flags & GTCB_FLAG_NON_FINITE) {
+            announced.flags = GTCB_FLAG_NON_FINITE;
+            announced.sent = shard(op, i).first + h.sent;
+            announced.body_bytes = 0;
+            break;
+        }
+    }
+    gtcb_write_header(&announced, op->announcement);
+    return GTCB_OK;
+}
+
+static uint64_t weight_of(gtcb_op *op, uint32_t rank) { return gtcb_get64(gtcb_op_header_of(op, rank) + 16); }
+
+static gtcb_status begin(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    gtcb_status status = GTCB_OK;
+    size_t expected = part_bytes(op, own_shard(op));
+    for (uint32_t i = 1; i < x->size && expected && !status; i++) {
+        uint32_t peer = gtcb_peer(x, x->size - i);
+        status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);
+        if (!status)
+            status = gtcb_op_expect(op, slot_of(op, peer) + GTCB_HEADER_BYTES, expected, peer, 0, peer);
+    }
+    for (uint32_t i = 1; i < x->size && !status; i++) {
+        uint32_t peer = gtcb_peer(x, i), owned = is_direct(op) ? 0 : peer;
+        if (!part_bytes(op, owned))
+            continue;
+        status = gtcb_op_send(op, part_header(op, owned), GTCB_HEADER_BYTES, peer, 0);
+        if (!status)
+            status = gtcb_op_send(op, part(op, owned), part_bytes(op, owned), peer, 0);
+    }
+    return status;
+}
+
+static void arrived(gtcb_op *op, uint32_t slot)
+{
+    bool results = op->phase == 1;
+    uint8_t *header = slot_of(op, slot), *body = header + GTCB_HEADER_BYTES;
+    size_t bytes = part_bytes(op, results ? slot : own_shard(op));
+    if (bytes && atomic_exchange(&op->exchange->corrupt_next, false))
+        body[bytes / 2] ^= 1;
+    gtcb_check_part(op, header, body, bytes, results ? GTCB_RESULT : GTCB_PIECE, results ? slot : own_shard(op), slot, slot);
+}
+
+/* -- the sum ------------------------------------------------------------------------------------------- */
+
+#define SUM(TYPE, name)                                                                                      \
+    static void name(gtcb_op *op, size_t first, size_t count, double divisor)                               \
+    {                                                                                                        \
+        double acc[SUM_BLOCK];                                                                               \
+        uint32_t me = op->exchange->rank;                                                                    \
+        for (size_t k = 0; k < count; k++)                                                                   \
+            acc[k] = 0.0;                                                                                    \
+        for (uint32_t r = 0; r < op->exchange->size; r++) {                                                  \
+            const uint8_t *from = r == me ? part(op, own_shard(op)) : slot_of(op, r) + GTCB_HEADER_BYTES;    \
+            const TYPE *x = (const TYPE *)from + first;                                                      \
+            double weight = (double)weight_of(op, r);                                                        \
+            for (size_t k = 0; k < count; k++)                                                               \
+                acc[k] += weight * (double)x[k];                                                             \
+        }                                                                                                    \
+        TYPE *out = (TYPE *)(slot_of(op, me) + GTCB_HEADER_BYTES) + first;                                   \
+        for (size_t k = 0; k < count; k++)                                                                   \
+            out[k] = (TYPE)(op->operation == GTCB_MEAN ? acc[k] / divisor : acc[k]);                         \
+    }
+
+SUM(float, sum_f32)
+SUM(double, sum_f64)
+
+static void sum_block(void *context, size_t i)
+{
+    gtcb_op *op = context;
+    size_t all = shard(op, own_shard(op)).count, first = i * SUM_BLOCK;
+    size_t count = all - first < SUM_BLOCK ? all - first : SUM_BLOCK;
+    uint64_t weights = 0;
+    for (uint32_t r = 0; r < op->exchange->size; r++)
+        weights += weight_of(op, r);
+    (op->element == GTCB_FLOAT32 ? sum_f32 : sum_f64)(op, first, count, (double)weights);
+}
+
+static void add_parts(gtcb_op *op)
+{
+    size_t blocks = (shard(op, own_shard(op)).count + SUM_BLOCK - 1) / SUM_BLOCK;
+    const gtcb_executor *executor = gtcb_pool_executor(op->exchange->engine->pool);
+    if (executor)
+        executor->run(executor->self, sum_block, op, blocks);
+    else
+        for (size_t i = 0; i < blocks; i++)
+            sum_block(op, i);
+}
+
+/* The result's header: as bytes, because a sum may overflow to infinity, and that is then the result. */
+static gtcb_status send_results(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    size_t own_bytes = part_bytes(op, x->rank);
+    uint8_t *own = slot_of(op, x->rank);
+    op->phase = 1;
+    if (op->failure.status)
+        gtcb_write_farewell(x, &op->failure, own);
+    else {
+        gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, own + GTCB_HEADER_BYTES, own_bytes, x->rank,
+                                                   op->sequence, gtcb_pack_bucket(GTCB_RESULT, op->element, op->bucket), x->rank, own);
+        if (status)
+            return gtcb_op_fail(op, status, x->rank, "result: %s", gtcb_status_text(status));
+    }
+    gtcb_status status = GTCB_OK;
+    for (uint32_t i = 1; i < x->size && !status; i++) {
+        uint32_t peer = gtcb_peer(x, x->size - i);
+        if (part_bytes(op, peer))
+            status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES + part_bytes(op, peer), peer, 1, peer);
+    }
+    for (uint32_t i = 1; i < x->size && own_bytes && !status; i++)
+        status = gtcb_op_send(op, own, GTCB_HEADER_BYTES + own_bytes, gtcb_peer(x, i), 1);
+    return status;
+}
+
+static gtcb_status proceed(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    if (op->phase == 0) {
+        if (!op->failure.status)
+            add_parts(op);
+        if (!is_direct(op)) {
+            gtcb_status status = send_results(op);
+            if (status || op->batch.count)
+                return status;
+        }
+    }
+    if (op->failure.status)
+        return GTCB_OK;
+    for (uint32_t i = 0; i < shards(op); i++)
+        if (part_bytes(op, i))
+            memcpy(part(op, i), slot_of(op, is_direct(op) ? x->rank : i) + GTCB_HEADER_BYTES, part_bytes(op, i));
+    return GTCB_OK;
+}
+
+const gtcb_op_class gtcb_allreduce_class = {prepare, begin, arrived, proceed};

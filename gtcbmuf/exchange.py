@@ -1,0 +1,281 @@
+"""MpiExchange: the operations of docs/layers.md between the ranks of an MPI communicator.
+
+The work is done in gtcbmuf._core; here are arguments, waiting and errors.
+"""
+
+from __future__ import annotations
+
+import atexit
+import operator
+import time
+import weakref
+from collections.abc import Sequence
+
+import numpy as np
+
+from gtcbmuf import _core
+from gtcbmuf.backends.layout import Header, parse_header
+from gtcbmuf.errors import (
+    DeadlineError,
+    GtcbmufError,
+    LauncherError,
+    MessageError,
+    MismatchError,
+    NonFiniteError,
+)
+
+_STATUS = {code: name for name, code in _core.STATUS.items()}
+MAX_BUCKET = 1 << 24
+DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
+
+
+class ExchangeClosedError(GtcbmufError):
+    """An operation on an exchange that an earlier error, another rank or close() has ended."""
+
+
+class ExchangeError(GtcbmufError):
+    """MPI itself reported an error, or there was no memory."""
+
+
+class Engine:
+    """Drives all exchanges of this process.
+
+    comm: an mpi4py communicator, for the proof that both sides use the same MPI.
+    variant: of the codec; None: the fastest. threads: for encode and decode.
+    progress_thread: exchange in the background (needs MPI_THREAD_MULTIPLE), or only in post and
+        wait. timeout_seconds: of a wait that does not say its own.
+    piece_bytes: longest MPI message; direct_bytes: see DIRECT_BYTES. Equal on all ranks.
+    """
+
+    def __init__(
+        self, comm, *, variant=None, threads=1, progress_thread=True, timeout_seconds=600.0,
+        piece_bytes=_core.PIECE_BYTES, direct_bytes=DIRECT_BYTES,
+    ):  # fmt: skip
+        from mpi4py import MPI
+
+        if progress_thread and MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+            raise LauncherError(
+                "a progress thread needs MPI_THREAD_MULTIPLE, which MPI was not started with: "
+                "pass progress_thread=False, or start MPI through gtcbmuf's init()"
+            )
+        self.timeout_seconds = float(timeout_seconds)
+        self.progress_thread = bool(progress_thread)
+        self.threads = threads
+        version = MPI.Get_library_version().rstrip("\0")
+        try:
+            self._core = _core.Engine(
+                MPI.__file__, _handle(MPI, MPI.BYTE), _handle(MPI, comm), comm.size, comm.rank,
+                version, variant, threads, self.progress_thread, piece_bytes, direct_bytes,
+            )  # fmt: skip
+        except _core.CodecError as error:
+            raise LauncherError(f"gtcbmuf._core cannot use this MPI: {error.args[1]}") from error
+        # The thread must not call MPI after MPI_Finalize, which mpi4py runs after all of atexit.
+        atexit.register(_close, weakref.ref(self))
+
+    @property
+    def variant(self) -> str:
+        """The codec variant in use."""
+        return self._core.variant
+
+    def progress(self) -> bool:
+        """One round of work without waiting; True if anything moved."""
+        return self._core.progress()
+
+    def close(self) -> None:
+        """Stop; what is in flight fails. Twice is once."""
+        self._core.close()
+
+
+def _close(engine):
+    if (engine := engine()) is not None:
+        engine.close()
+
+
+def _handle(MPI, thing) -> int:
+    return MPI._handleof(thing) & (1 << 64) - 1  # as the 64 bits of a register
+
+
+class MpiExchange:
+    """The exchange of one communicator, which must be used for nothing else.
+
+    After any error but NonFiniteError it is closed for further operations, on every rank.
+    """
+
+    def __init__(self, engine: Engine, comm):
+        from mpi4py import MPI
+
+        comm.Set_errhandler(MPI.ERRORS_RETURN)
+        self.engine, self.rank, self.size = engine, comm.rank, comm.size
+        try:
+            self._core = _core.Exchange(engine._core, _handle(MPI, comm))
+        except _core.CodecError as error:
+            raise _closed_or_broken(error) from error
+
+    @property
+    def sequence(self) -> int:
+        """Of the next operation; may be set forward where nothing is under way, on all ranks alike."""
+        return self._core.sequence
+
+    @sequence.setter
+    def sequence(self, value: int) -> None:
+        self._core.sequence = value
+
+    def post_encode(
+        self, bucket, segments: Sequence, residual_in, residual_out, threshold, *,
+        max_sent=None, dtype=None,
+    ) -> Ticket:  # fmt: skip
+        """Make the message of a bucket and send it to all; see docs/layers.md."""
+        segments, dtype = _segments(segments, dtype)
+        if max_sent is not None and max_sent < 1:
+            raise ValueError(f"max_sent is {max_sent}; it must be at least 1, or None for no cap")
+        with np.errstate(over="ignore"):
+            single = np.float32(threshold)
+        if not 0 < single < np.inf:
+            raise ValueError(f"threshold is {threshold!r}; as a float32 it must be finite and > 0")
+        return self._post(
+            "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
+            float(single), max_sent,
+        )  # fmt: skip
+
+    def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:
+        """The weighted mean or sum of all ranks' arrays, in place."""
+        weight = operator.index(weight)
+        if not 0 <= weight < 1 << 64:
+            raise ValueError(f"weight is {weight}; it must be from 0 to 2^64 - 1")
+        if _dtype_name(array) not in ("float32", "float64"):
+            raise TypeError(f"post_allreduce takes float32 or float64, found {array.dtype}")
+        return self._post("post_allreduce", array, weight, bool(mean), _bucket(bucket))
+
+    def post_broadcast(self, array, *, root=0, bucket=0) -> Ticket:
+        """The root's array, in place."""
+        root = operator.index(root)
+        if not 0 <= root < self.size:
+            raise ValueError(f"root is {root}; the exchange has ranks 0 to {self.size - 1}")
+        return self._post("post_broadcast", array, root, _bucket(bucket))
+
+    def post_allgather(self, array, *, bucket=0) -> Ticket:
+        """Every rank's array, of any length, to all."""
+        return self._post("post_allgather", array, _bucket(bucket), dtype=_dtype_name(array))
+
+    def _post(self, name, *arguments, dtype=None) -> Ticket:
+        try:
+            core = getattr(self._core, name)(*arguments)
+        except _core.CodecError as error:
+            raise _closed_or_broken(error) from error
+        return Ticket(self, core, dtype)
+
+    def counters(self) -> dict[str, float]:
+        """Totals so far: operations, bytes_sent, bytes_received, elements_sent (quanta of this rank),
+        and seconds: encode, exchange (from headers sent to done, operations overlap), decode, wait."""
+        return self._core.counters()
+
+    def close(self) -> bool:
+        """End what is in flight. False if MPI may still touch its buffers: then do not free the
+        communicator."""
+        return self._core.close()
+
+
+class Ticket:
+    """An operation under way; see docs/layers.md. Its arrays are the operation's until wait returns."""
+
+    def __init__(self, exchange: MpiExchange, core, dtype):
+        self._exchange, self._core, self._dtype = exchange, core, dtype
+        self._headers = None
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Until the operation is done, or raises; DeadlineError after `timeout` seconds.
+
+        A deadline ends the exchange. Ctrl-C interrupts a wait; the operation goes on.
+        """
+        seconds = self._exchange.engine.timeout_seconds if timeout is None else timeout
+        begin = time.monotonic()
+        if not self._core.wait(seconds):
+            self._core.give_up(time.monotonic() - begin)
+        failure = self._core.failure()
+        if failure is not None:
+            raise _error(failure, self._core.late())
+
+    @property
+    def headers(self) -> list[Header]:
+        """Of all ranks, in rank order."""
+        if self._headers is None:
+            self._headers = [parse_header(self._core.header(r)) for r in range(self._exchange.size)]
+        return self._headers
+
+    @property
+    def bytes_sent(self) -> int:
+        """By this rank, to all others together, headers included."""
+        return self._core.bytes_sent
+
+    def decode_add(self, dense) -> None:
+        """post_encode: dense += every rank's quanta, in rank order. The message stays as it is."""
+        self._core.decode_add(dense)
+
+    def arrays(self) -> list[np.ndarray]:
+        """post_allgather: every rank's array, in rank order; read-only views of what was received."""
+        if self._dtype is None:
+            raise TypeError("arrays() is for tickets of post_allgather")
+        arrays = [self._core.body(r).view(self._dtype) for r in range(self._exchange.size)]
+        for array in arrays:
+            array.flags.writeable = False
+        return arrays
+
+
+# -- arguments ----------------------------------------------------------------------------------
+
+
+def _dtype_name(array) -> str:
+    return str(array.dtype).removeprefix("torch.")
+
+
+def _segments(segments, dtype):
+    segments = list(segments)
+    if dtype is None:
+        dtype = _dtype_name(segments[0]) if segments else "float32"
+    if dtype == "bfloat16":  # NumPy has no such type: its bits, as uint16
+        segments = [s.view(np.uint16) if isinstance(s, np.ndarray) else s for s in segments]
+    return segments, dtype
+
+
+def _bucket(bucket) -> int:
+    bucket = operator.index(bucket)
+    if not 0 <= bucket < MAX_BUCKET:
+        raise ValueError(f"bucket is {bucket}; it must be from 0 to {MAX_BUCKET - 1}")
+    return bucket
+
+
+# -- errors -------------------------------------------------------------------------------------
+
+_CURES = {
+    "MISMATCH": "all ranks must post the same operations in the same order",
+    "DEADLINE": "is that rank alive, and does it take the same path? GTCBMUF_TIMEOUT_SECONDS sets "
+    "how long to wait",
+}
+
+
+def _error(failure: dict, late: list[int]) -> GtcbmufError:
+    """The exception for a failed operation. The texts come from C, the same on every rank that
+    can know them."""
+    status, text = _STATUS[failure["status"]], failure["text"]
+    if status == "NON_FINITE":
+        return NonFiniteError(failure["rank"], failure["bucket"], failure["index"])
+    if status in _CURES:
+        text = f"{text}: {_CURES[status]}"
+    if status == "DEADLINE":
+        error = DeadlineError(text)
+        error.ranks = late
+        return error
+    if status == "MISMATCH":
+        return MismatchError(text)
+    if status == "CLOSED":
+        return ExchangeClosedError(text)
+    if status in ("NO_MEMORY", "MPI_ERROR", "BAD_ARGUMENT", "TOO_SMALL"):
+        return ExchangeError(text)
+    return MessageError(text)
+
+
+def _closed_or_broken(error) -> GtcbmufError:
+    status, text = error.args
+    if _STATUS[status] == "CLOSED":
+        return ExchangeClosedError(f"the exchange was closed by an earlier error: {text}")
+    return ExchangeError(text)
