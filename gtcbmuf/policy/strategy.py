@@ -29,10 +29,10 @@ class Strategy:
         """
         raise NotImplementedError
 
-    def bind(self, params, names=None, groups=None):
+    def bind(self, params, **settings):
         """The NumPy API over these parameters: see gtcbmuf.numpy.bind."""
-        # The one door upwards, opened only by the caller's wish.
-        return importlib.import_module("gtcbmuf.numpy").bind(self, params, names, groups)
+        # The one door upwards: opened by the caller's wish, never by an import of this package.
+        return importlib.import_module("gtcbmuf.numpy").bind(self, params, **settings)
 
 
 def describe(strategy: Strategy) -> str:
