@@ -19,7 +19,7 @@ these on the same kind of processor give the same bytes.
 import argparse
 import collections
 import hashlib
-import importlib.util
+import importlib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -112,10 +112,15 @@ def _say(line: str) -> None:
 def check_tools() -> None:
     """Raise `MissingToolError` now rather than after the download."""
     corpus.require_program("espeak-ng", "install it: apt-get install espeak-ng")
-    for module in ("scipy", "numba", "torch", "soundfile"):
-        if importlib.util.find_spec(module) is None:
+    for module in ("numba", "torch", "soundfile"):
+        try:
+            importlib.import_module(module)
+        except ImportError:
             raise corpus.MissingToolError(f"the Python module '{module}' is missing; "
-                                          f"pip install {module}")
+                                          f"pip install {module}") from None
+        except OSError as error:  # soundfile without the C library that decodes WAV and Ogg
+            raise corpus.MissingToolError(f"the Python module '{module}' does not load ({error}); "
+                                          "for soundfile, apt-get install libsndfile1") from error
 
 
 def main() -> int:

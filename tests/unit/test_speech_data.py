@@ -1,6 +1,7 @@
 """The speech set of the demo: its file, its sequences and how workers share them."""
 
 import io
+import itertools
 import sys
 import zipfile
 from pathlib import Path
@@ -12,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
-from speech import data, model, phones, store
+from speech import data, defaults, model, phones, store
 
 
 def small_set(seed: int = 0, lengths=(3, 7, 59, 60, 61, 119, 200, 33)) -> store.Dataset:
@@ -46,6 +47,15 @@ def extract():
 @pytest.fixture(scope="module")
 def speech():
     return data.load()
+
+
+@pytest.fixture
+def one_thread():
+    """More threads only wait for each other on layers this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 # -- the extract ----------------------------------------------------------------------------------
@@ -185,6 +195,21 @@ def test_workers_together_take_consecutive_pieces(size):
         assert sorted(taken) == sorted(piece)
 
 
+def test_every_strategy_sees_the_same_samples():
+    for strategy in defaults.STRATEGIES.values():
+        assert defaults.MULTIPLE % (defaults.BATCH * strategy.workers) == 0
+        assert strategy.workers % strategy.group_size == 0
+
+
+def test_learning_rate_rises_to_its_peak_and_decays():
+    rates = [defaults.learning_rate(2.0, progress / 100) for progress in range(101)]
+    assert rates[0] == 0 and rates[-1] == pytest.approx(2.0 * defaults.FINAL)
+    assert max(rates) == pytest.approx(2.0)
+    peak = rates.index(max(rates))
+    assert peak == round(100 * defaults.WARM_UP)
+    assert rates[peak:] == sorted(rates[peak:], reverse=True)
+
+
 def test_order_depends_on_seed_and_epoch_only():
     orders = [data.epoch_order(500, seed, epoch) for seed in (0, 1) for epoch in (0, 1)]
     assert len({order.tobytes() for order in orders}) == 4
@@ -288,10 +313,39 @@ def test_a_pickle_inside_is_refused(small_path):
         data.load(small_path)
 
 
+# -- alignment ------------------------------------------------------------------------------------
+
+
+def plain_best(scores, phones_in_order, optional) -> float:
+    """Score of the best path, by trying every way to leave out silences and divide the frames."""
+    frames, best = len(scores), -np.inf
+    choices = [(True, False) if o else (True,) for o in optional]
+    for kept in itertools.product(*choices):
+        positions = [3 * p + k for p in range(len(phones_in_order)) if kept[p] for k in range(3)]
+        for cuts in itertools.combinations(range(1, frames), len(positions) - 1):
+            borders = (0, *cuts, frames)
+            spans = zip(positions, itertools.pairwise(borders), strict=True)
+            best = max(best, sum(scores[a:b, s].sum() for s, (a, b) in spans))
+    return best
+
+
+def test_viterbi_finds_the_best_of_all_paths():
+    align = pytest.importorskip("speech.align")
+    chain = align.make_chain([[4], [2]])
+    assert chain.states.tolist() == [0, 1, 2, 12, 13, 14, 0, 1, 2, 6, 7, 8, 0, 1, 2]
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        scores = rng.normal(size=(10, len(chain.states)))
+        path, score = align.viterbi(scores, chain.skips)
+        # All silences may be left out: those at the ends by starting and stopping beside them.
+        assert score == pytest.approx(plain_best(scores, range(5), [True, False] * 2 + [True]))
+        assert score == pytest.approx(scores[np.arange(10), path].sum())
+
+
 # -- model and phones -----------------------------------------------------------------------------
 
 
-def test_model_learns_and_its_error_is_counted_by_frame(small_path):
+def test_model_learns_and_its_error_is_counted_by_frame(small_path, one_thread):
     speech = data.load(small_path)
     torch.manual_seed(0)
     network = model.AcousticModel(speech.inputs, speech.classes, hidden=16)
