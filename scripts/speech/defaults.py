@@ -12,7 +12,7 @@ HIDDEN = 96  # units in each of the two LSTM layers: 164,804 parameters with the
 SEED = 0
 WORKERS = 4
 
-# Of 16, 8 and 4, with rates 1.0, 0.7 and 0.5 for a single worker: after 3 epochs dev 25.8, 24.8
+# Of 16, 8 and 4, with rates 1.0, 0.7 and 0.5 for one worker: after 3 epochs dev 25.8, 24.8
 # and 24.9 %, in 14, 17 and 31 s.
 BATCH = 8  # sequences in one worker's step
 EPOCHS = 6
@@ -45,9 +45,9 @@ class Strategy:
 
 STRATEGIES = {
     # Of 0.7 and 1.2 (dev 22.6 and 22.8 %).
-    "single": Strategy(workers=1, group_size=1, learning_rate=0.7),
+    "one": Strategy(workers=1, group_size=1, learning_rate=0.7),
     # Of 1.4, 2.8 and 4.0 (24.9, 23.1 and 23.0 %). A mean of 4 gradients has less noise and there
-    # are a quarter of the steps, so about 4 times the single worker's rate fits.
+    # are a quarter of the steps, so about 4 times the rate of one worker fits.
     "dense": Strategy(workers=4, group_size=4, learning_rate=2.8),
     # Rate 2.0: thresholds 0.01 and 0.02 (24.0 and 23.0 %, density 3.8 and 1.1 %); rate 2.8: 0.02
     # and 0.04 (23.3 and 23.5 %, density 1.1 and 0.3 %). A threshold is not better for being
