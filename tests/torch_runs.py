@@ -60,3 +60,20 @@ def train_rank(net, opt, rank, steps, first=0):
         opt.step()
         path.append(oracle.flat(net))
     return path
+
+
+def results(generators):
+    """Drive generators in lockstep; what each returns, or the exception it raises."""
+    ends, running = {}, dict(enumerate(generators))
+    while running:
+        for rank, generator in list(running.items()):
+            try:
+                next(generator)
+            except StopIteration as end:
+                ends[rank] = end.value
+            except Exception as error:
+                ends[rank] = error
+            else:
+                continue
+            del running[rank]
+    return [ends[rank] for rank in sorted(ends)]

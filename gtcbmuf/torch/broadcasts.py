@@ -48,12 +48,14 @@ def broadcast_object(obj=None, root_rank: int = 0, name: str | None = None):
     On the root itself the object is returned as it is, elsewhere as a copy with tensors on the
     CPU. As with Horovod it is unpickled: ranks trust each other.
     """
-    return _run(_broadcast_object(runtime.world(), obj, root_rank, name), name)
+    return _run(
+        _broadcast_object(runtime.world(), obj, root_rank, name), f"broadcast_object({name})"
+    )
 
 
 def allgather_object(obj, name: str | None = None) -> list:
     """Every rank's object, in rank order, on every rank."""
-    return _run(_allgather_object(runtime.world(), obj, name), name)
+    return _run(_allgather_object(runtime.world(), obj, name), f"allgather_object({name})")
 
 
 def _pairs(params) -> list[tuple[str, torch.Tensor]]:
@@ -119,7 +121,7 @@ def _allgather_object(exchange, obj, name: str | None) -> Iterator[None]:
 def _dump(obj) -> np.ndarray:
     buffer = io.BytesIO()
     torch.save(obj, buffer)
-    return np.frombuffer(buffer.getvalue(), np.uint8)
+    return np.frombuffer(buffer.getbuffer(), np.uint8)
 
 
 def _load(data: np.ndarray):

@@ -16,6 +16,7 @@ import torch
 
 from gtcbmuf import runtime
 from gtcbmuf.errors import MismatchError
+from gtcbmuf.torch.parameters import dtype_name
 
 
 class ReduceOp(enum.Enum):
@@ -70,7 +71,10 @@ def allreduce(
     MismatchError if ranks differ in shape, dtype, verb or name: each the same on all ranks.
     """
     refuse_compression(compression)
-    return _run(_allreduce(runtime.world(), tensor, _op(average, op), name), name)
+    return _run(
+        _allreduce(runtime.world(), tensor, _op(average, op), name),
+        _call("allreduce", tensor, name),
+    )
 
 
 def allreduce_(
@@ -89,12 +93,13 @@ def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
     The first dimensions may differ, all others must agree. A 0-dim tensor counts as one of
     shape [1]. MismatchError, on every rank, names the ranks that differ.
     """
-    return _run(_allgather(runtime.world(), tensor, name), name)
+    return _run(_allgather(runtime.world(), tensor, name), _call("allgather", tensor, name))
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
     """A new tensor with root_rank's values; shape and dtype, any, must agree on all ranks."""
-    return _run(_broadcast(runtime.world(), [tensor], root_rank, name), name)[0]
+    call = _call("broadcast", tensor, name)
+    return _run(_broadcast(runtime.world(), [tensor], root_rank, name), call)[0]
 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
@@ -117,7 +122,7 @@ def _allreduce(exchange, tensor: torch.Tensor, op: ReduceOp, name: str | None) -
         parts = yield from _gather_like(exchange, tensor, name)
         return _reduced(parts, op).to(tensor.device)
     array = _flat(tensor).numpy().copy()
-    ticket = exchange.post_allreduce(array, mean=op is Average, bucket=_tag(name))
+    ticket = exchange.post_allreduce(array, mean=op is Average, bucket=_tag(name, tensor))
     yield
     ticket.wait()
     return torch.from_numpy(array).view(tensor.shape).to(tensor.device)
@@ -135,7 +140,7 @@ def _broadcast(exchange, tensors: list[torch.Tensor], root: int, name: str | Non
     if not 0 <= root < exchange.size:
         raise ValueError(f"root_rank={root}: there are ranks 0 to {exchange.size - 1}")
     data = np.concatenate([_bytes(t) for t in tensors]) if tensors else np.empty(0, np.uint8)
-    ticket = exchange.post_broadcast(data, root=root, bucket=_tag(name))
+    ticket = exchange.post_broadcast(data, root=root, bucket=_tag(name, *tensors))
     yield
     ticket.wait()
     out, at = [], 0
@@ -185,21 +190,26 @@ def _op(average: bool | None, op: ReduceOp | None) -> ReduceOp:
     return op
 
 
-def _tag(name: str | None) -> int:
-    """A number for the header, so that ranks that call different names are told at once."""
-    return zlib.crc32(name.encode()) & 0xFFFFFF if name else 0
+def _tag(name: str | None, *tensors: torch.Tensor) -> int:
+    """The header's bucket number: ranks that differ in name, dtype or shape are told at once."""
+    facts = [name, *((str(t.dtype), tuple(t.shape)) for t in tensors)]
+    return zlib.crc32(repr(facts).encode()) & 0xFFFFFF  # the largest that headers take
 
 
-def _run(generator, name: str | None = None):
-    """Run a generator out, under MPI; its return value."""
+def _call(verb: str, tensor: torch.Tensor, name: str | None) -> str:
+    return f"{verb}({dtype_name(tensor)} {list(tensor.shape)}, name={name!r})"
+
+
+def _run(generator, call: str | None = None):
+    """Run a generator out, where every rank is a process; its return value."""
     try:
         while True:
             next(generator)
     except StopIteration as end:
         return end.value
     except MismatchError as error:
-        if name:
-            error.add_note(f"in the verb called with name={name!r} on this rank")
+        if call:
+            error.add_note(f"this rank called {call}; all ranks must call the same")
         raise
 
 
