@@ -7,6 +7,7 @@ The checks are pure functions over an environment; `load_mpi` applies them to th
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Mapping
@@ -129,10 +130,16 @@ def load_mpi():
             raise LauncherError(f"MPI is missing ({_one_line(error)}): {GET_MPI}") from error
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        atexit.register(_finalize, MPI)  # who starts MPI ends it
     if MPI.Is_finalized():
         raise LauncherError("MPI is already finalised in this process and cannot start again")
     check_after(launch, MPI.COMM_WORLD.size, MPI.get_vendor()[0])
     return MPI
+
+
+def _finalize(MPI):
+    if not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _one_line(error):

@@ -92,13 +92,14 @@ def _together(comm, make):
         result = make()
     except Exception as caught:  # noqa: BLE001 - raised below, on all ranks
         error = caught
-    texts = comm.allgather(None if error is None else str(error) or type(error).__name__)
-    failed = [rank for rank, text in enumerate(texts) if text is not None]
-    if error is not None and (len(failed) == comm.size or comm.size == 1):
+    kind = type(error) if isinstance(error, GtcbmufError) else LauncherError
+    found = comm.allgather(None if error is None else (kind, str(error) or type(error).__name__))
+    failed = [rank for rank, one in enumerate(found) if one is not None]
+    if error is not None and len(failed) == comm.size:
         raise error
     if failed:
-        kind = type(error) if isinstance(error, GtcbmufError) else LauncherError
-        raise kind(f"rank {agreement.ranks(failed)}: {texts[failed[0]]}") from error
+        kind, text = found[failed[0]]
+        raise kind(f"rank {agreement.ranks(failed)}: {text}") from error
     return result
 
 
@@ -255,3 +256,13 @@ def agree(fingerprint) -> None:
 def barrier() -> None:
     """Wait until every rank is here; DeadlineError names those that do not come."""
     world().post_allreduce(np.zeros(1, np.float32)).wait()
+
+
+def counters() -> dict:
+    """What this process has exchanged since init(), over all its exchanges: bytes_sent, wait_seconds
+    and the other counters of the exchange."""
+    totals: dict = {}
+    for exchange, _ in _get().exchanges:
+        for name, value in exchange.counters().items():
+            totals[name] = totals.get(name, 0) + value
+    return totals

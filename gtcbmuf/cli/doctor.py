@@ -161,16 +161,17 @@ def _merged(everyone):
 
 
 def _rank_lines(everyone, groups):
+    """A table with a line for each rank."""
     index = {rank: i for i, group in enumerate(groups) for rank in group}
     leaders = {group[0] for group in groups}
-    lines = []
+    rows = [("rank", "host", "local", "cores", "threads", "variant", "group", "exchange")]
     for rank, (host, found) in enumerate(zip(runtime.hosts(), everyone, strict=True)):
-        role = f"group {index[rank]}{' leader' if rank in leaders else ''}"
-        lines.append((f"{rank}", (
-            f"{host}, local rank {found['local']}, {found['cores']} cores, {found['threads']} codec "
-            f"thread{'s' * (found['threads'] > 1)}, {found['variant']}, {role}: "
-            f"exchange {found['verdict']}")))  # fmt: skip
-    return lines
+        group = f"{index[rank]}{' leader' if rank in leaders else ''}"
+        rows.append((rank, host, found["local"], found["cores"], found["threads"],
+                     found["variant"], group, found["verdict"]))  # fmt: skip
+    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]) - 1)]
+    return [(str(row[0]), "  ".join(str(cell).ljust(width) for cell, width
+             in zip(row[1:], [*widths[1:], 0], strict=True))) for row in rows]  # fmt: skip
 
 
 def _try_exchange(world) -> str:
