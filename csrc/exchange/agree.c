@@ -120,13 +120,9 @@ static gtcb_status judge(gtcb_op *op, const gtcb_header *headers, post *posts, u
 {
     gtcb_exchange *x = op->exchange;
     bool differ = false;
+    op->complete = true;           /* whatever the verdict: all ranks come to the same one */
     for (uint32_t r = 0; r < x->size; r++) {
-        const gtcb_header *h = &headers[r];
-        posts[r] = post_of(h);
-        if (h->kind == GTCB_RAW && posts[r].operation == GTCB_FAREWELL)
-            return gtcb_op_fail(op, GTCB_CLOSED, r, "rank %u gave up at sequence %llu (its bucket %u): %s%s", r,
-                                (unsigned long long)h->sequence, posts[r].bucket, gtcb_status_text((gtcb_status)(h->sent & 255)),
-                                "; see that rank's own error");
+        posts[r] = post_of(&headers[r]);
         like[r] = 0;
         while (!same(&posts[like[r]], &posts[r]))
             like[r]++;
@@ -171,22 +167,15 @@ gtcb_status gtcb_agree(gtcb_op *op)
     return status;
 }
 
-void gtcb_write_farewell(gtcb_exchange *x, const gtcb_failure *failure, void *header_out)
-{
-    gtcb_header h = {.kind = GTCB_RAW, .element = GTCB_BYTES, .sent = (uint64_t)failure->status, .sequence = failure->sequence,
-                     .bucket = gtcb_pack_bucket(GTCB_FAREWELL, GTCB_BYTES, failure->bucket & (GTCB_BUCKETS - 1)),
-                     .sender = x->rank};
-    gtcb_write_header(&h, header_out);
-}
-
 gtcb_status gtcb_check_part(gtcb_op *op, const void *header, const void *body, uint64_t bytes, gtcb_operation operation,
                             uint64_t shard, uint32_t sender, uint32_t from)
 {
     gtcb_header h;
     gtcb_status status = gtcb_read_header(header, &h);
-    if (!status && h.kind == GTCB_RAW && h.bucket >> 28 == GTCB_FAREWELL)
-        return gtcb_op_fail(op, GTCB_CLOSED, h.sender, "rank %u gave up at sequence %llu: %s; see that rank's own error",
-                            h.sender, (unsigned long long)h.sequence, gtcb_status_text((gtcb_status)(h.sent & 255)));
+    if (!status && h.kind == GTCB_RAW && h.bucket >> 28 == GTCB_FAREWELL) {
+        gtcb_failure failure = gtcb_read_farewell(&h);
+        return gtcb_op_fail(op, failure.status, failure.rank, "%s", failure.text);
+    }
     if (!status)
         status = gtcb_validate(op->exchange->engine->settings.variant, header, body, bytes);
     if (!status && (h.kind != GTCB_RAW || h.bucket != gtcb_pack_bucket(operation, op->element, op->bucket) ||

@@ -89,7 +89,7 @@ static void arrived(gtcb_op *op, uint32_t slot)
     if (slot != x->rank)
         return;
     if (status)
-        gtcb_write_farewell(x, &op->failure, shard_header(op, slot));
+        gtcb_write_farewell(x, &op->failure, op->sequence, shard_header(op, slot));
     status = GTCB_OK;
     for (uint32_t i = 1; i < x->size && !status; i++)
         if (gtcb_peer(x, i) != op->root)

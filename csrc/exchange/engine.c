@@ -79,7 +79,7 @@ void gtcb_op_finish(gtcb_op *op)
     gtcb_engine *engine = x->engine;
     gtcb_status status = op->failure.status;
     if (status != GTCB_OK && status != GTCB_NON_FINITE)
-        gtcb_exchange_fail(x, &op->failure);
+        gtcb_exchange_fail(x, &op->failure, op->complete ? gtcb_first_not_begun(x) : op->sequence);
     if (op->batch.count)
         x->abandoned = true;
     pthread_mutex_lock(&engine->lock);
@@ -112,9 +112,7 @@ static bool drive_exchange(gtcb_exchange *x)
             link = &op->next;
         }
     }
-    size_t finished;
-    if (x->farewells.count)
-        gtcb_batch_poll(&x->farewells, &finished);
+    gtcb_look_for_farewells(x, moved);
     return moved;
 }
 

@@ -17,9 +17,11 @@ gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_excha
     x->comm = comm;
     x->rank = (uint32_t)rank;
     x->size = (uint32_t)size;
-    gtcb_status status = gtcb_batch_init(&x->farewells, mpi, comm, 1, engine->settings.piece_bytes);
+    gtcb_status status = gtcb_batch_init(&x->farewells, mpi, comm, 1, GTCB_HEADER_BYTES);
+    if (!status)
+        status = gtcb_batch_init(&x->heard, mpi, comm, 1, GTCB_HEADER_BYTES);
     if (status) {
-        free(x);
+        gtcb_exchange_free(x);
         return status;
     }
     pthread_mutex_lock(&engine->drive);
@@ -35,21 +37,6 @@ gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_excha
     }
     *out = x;
     return GTCB_OK;
-}
-
-/* The first failure closes the exchange, and says farewell to the others: with a header that meets the first
-   operation which this rank has not begun. What has begun goes on, for their sake. */
-void gtcb_exchange_fail(gtcb_exchange *x, const gtcb_failure *failure)
-{
-    if (x->failed)
-        return;
-    x->failed = true;
-    pthread_mutex_lock(&x->engine->lock);
-    x->failure = *failure;
-    pthread_mutex_unlock(&x->engine->lock);
-    gtcb_write_farewell(x, failure, x->farewell);
-    for (uint32_t i = 1; i < x->size; i++)       /* a rank that cannot be reached will not hear it either */
-        gtcb_batch_send(&x->farewells, x->farewell, GTCB_HEADER_BYTES, gtcb_peer(x, i), 0);
 }
 
 /* Ends everything at once, with `drive` held. No farewell: MPI may be on its way out. */
@@ -81,12 +68,17 @@ bool gtcb_exchange_close(gtcb_exchange *x)
     gtcb_failure failure = {.status = GTCB_CLOSED, .text = "the exchange was closed while operations were in flight"};
     pthread_mutex_lock(&engine->drive);
     gtcb_exchange_stop(x, &failure);
+    size_t finished;               /* farewells are short, and done as soon as MPI looks at them */
+    for (int i = 0; i < 1000 && !engine->stopped && (x->farewells.count || x->heard.count); i++) {
+        gtcb_batch_poll(&x->farewells, &finished);
+        gtcb_batch_poll(&x->heard, &finished);
+    }
     gtcb_exchange **link = &engine->exchanges;
     while (*link && *link != x)
         link = &(*link)->next;
     if (*link)
         *link = x->next;
-    bool clean = !x->abandoned && x->farewells.count == 0;
+    bool clean = !x->abandoned && x->farewells.count == 0 && x->heard.count == 0;
     pthread_mutex_unlock(&engine->drive);
     return clean;
 }
@@ -98,12 +90,21 @@ void gtcb_exchange_free(gtcb_exchange *x)
         gtcb_op_destroy(op);
     }
     gtcb_batch_free(&x->farewells);
+    gtcb_batch_free(&x->heard);
     free(x);
 }
 
 uint32_t gtcb_exchange_rank(const gtcb_exchange *x) { return x->rank; }
 uint32_t gtcb_exchange_size(const gtcb_exchange *x) { return x->size; }
 void gtcb_exchange_corrupt_next(gtcb_exchange *x) { atomic_store(&x->corrupt_next, true); }
+
+uint64_t gtcb_first_not_begun(gtcb_exchange *x)
+{
+    pthread_mutex_lock(&x->engine->lock);
+    uint64_t sequence = x->queue ? x->queue->sequence : x->next_sequence;
+    pthread_mutex_unlock(&x->engine->lock);
+    return sequence;
+}
 
 uint64_t gtcb_exchange_sequence(gtcb_exchange *x)
 {
@@ -241,7 +242,7 @@ uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
 
 /* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent. */
-static bool mark_late(gtcb_op *op)
+bool gtcb_mark_late(gtcb_op *op)
 {
     bool any = false;
     for (int sends = 0; sends < 2 && !any; sends++)
@@ -287,7 +288,7 @@ void gtcb_op_give_up(gtcb_op *op, double waited)
         gtcb_op *held = op->stage == GTCB_QUEUED && x->active ? x->active : op;     /* the one in its way */
         if (op->stage == GTCB_QUEUED)
             memset(op->late, 0, x->size);
-        if (mark_late(held))
+        if (gtcb_mark_late(held))
             memcpy(op->late, held->late, x->size);
         uint32_t first = UINT32_MAX;
         for (uint32_t r = 0; r < x->size; r++)
@@ -301,11 +302,10 @@ void gtcb_op_give_up(gtcb_op *op, double waited)
                      gtcb_op_describe(op, what, sizeof what), (unsigned long long)op->sequence,
                      held->stage == GTCB_BODIES ? "body" : "header", length ? text : "(nobody)");
         op->unsent = op->stage == GTCB_QUEUED;
+        gtcb_exchange_fail(x, &op->failure, x->active ? x->active->sequence : op->sequence);
         unlink_op(op);
         gtcb_op_finish(op);
-        gtcb_failure closed = op->failure;           /* the operations behind it will not do better */
-        closed.status = GTCB_CLOSED;
-        gtcb_exchange_stop(x, &closed);
+        gtcb_exchange_stop(x, &op->failure);         /* the others will not do better */
     }
     pthread_mutex_unlock(&x->engine->drive);
 }

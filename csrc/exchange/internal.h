@@ -32,7 +32,6 @@ uint32_t gtcb_pack_bucket(gtcb_operation operation, gtcb_element element, uint32
 size_t gtcb_element_bytes(gtcb_element element);
 /* Compares the headers of all ranks; fails the operation the same way on all of them. */
 gtcb_status gtcb_agree(gtcb_op *op);
-void gtcb_write_farewell(gtcb_exchange *exchange, const gtcb_failure *failure, void *header_out);
 /* Is this the header of the part that `rank` owes? Fails the operation if not. */
 gtcb_status gtcb_check_part(gtcb_op *op, const void *header, const void *body, uint64_t bytes, gtcb_operation operation,
                             uint64_t shard, uint32_t sender, uint32_t from);
@@ -73,6 +72,7 @@ struct gtcb_op {
 
     gtcb_stage stage;
     bool unsent;                   /* no peer has this operation's header */
+    bool complete;                 /* it owes nobody anything */
     unsigned phase;                /* of the bodies, as the class counts them */
     gtcb_batch batch;
     uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
@@ -100,8 +100,11 @@ struct gtcb_exchange {
     bool abandoned;                /* drive: some operation ended with transfers pending */
     gtcb_failure failure;          /* lock: the first */
     bool failed;                   /* drive */
-    gtcb_batch farewells;          /* drive */
+    gtcb_batch farewells;          /* drive: to all others */
     uint8_t farewell[GTCB_HEADER_BYTES];
+    gtcb_batch heard;              /* drive: from one of them */
+    uint8_t heard_header[GTCB_HEADER_BYTES];
+    double moved_at, looked_at;    /* drive: last time that anything moved; that farewells were looked for */
     gtcb_counters counters;        /* lock */
     atomic_bool corrupt_next;
 };
@@ -137,9 +140,18 @@ gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer,
 /* Validates a body that has arrived; fails the operation if it is not sound. */
 gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t bytes, uint32_t from);
 uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank);
-void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure);
 void gtcb_exchange_stop(gtcb_exchange *exchange, const gtcb_failure *failure);
+uint64_t gtcb_first_not_begun(gtcb_exchange *exchange);
+bool gtcb_mark_late(gtcb_op *op);
 void gtcb_engine_enqueue(gtcb_op *op);      /* without `drive` */
+
+/* farewell.c: how the others learn that this rank has failed. `end`: the first operation that it will not finish. */
+void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure, uint64_t end);
+void gtcb_write_farewell(gtcb_exchange *exchange, const gtcb_failure *failure, uint64_t end, void *header_out);
+/* The failure that a farewell means for whoever reads it. */
+gtcb_failure gtcb_read_farewell(const gtcb_header *farewell);
+/* Looks for farewells where nothing moves; fails what they concern. */
+void gtcb_look_for_farewells(gtcb_exchange *exchange, bool moved);
 
 /* Peers in an order that differs from rank to rank, so that not all talk to rank 0 first. */
 static inline uint32_t gtcb_peer(const gtcb_exchange *exchange, uint32_t i)     /* i = 1 .. size - 1 */

@@ -147,6 +147,7 @@ void gtcb_op_start(gtcb_op *op)
     op->batch.bytes_sent = op->batch.bytes_received = 0;
     op->phase = 0;
     op->unsent = true;
+    op->complete = false;
     if (x->failed) {
         gtcb_op_fail(op, GTCB_CLOSED, x->failure.rank, "%s", x->failure.text);
         op->stage = GTCB_DONE;
@@ -183,11 +184,13 @@ static gtcb_status next_stage(gtcb_op *op)
         if (status)
             return status;
         op->stage = GTCB_BODIES;
+        op->complete = false;
     } else {
         gtcb_status status = op->class->proceed(op);
         if (status)
             return status;
-        if (op->batch.count == 0)
+        op->complete = op->batch.count == 0;
+        if (op->complete)
             op->stage = GTCB_DONE;
     }
     return GTCB_OK;

@@ -149,7 +149,7 @@ static gtcb_status send_results(gtcb_op *op)
     uint8_t *own = slot_of(op, x->rank);
     op->phase = 1;
     if (op->failure.status)
-        gtcb_write_farewell(x, &op->failure, own);
+        gtcb_write_farewell(x, &op->failure, op->sequence, own);
     else {
         gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, own + GTCB_HEADER_BYTES, own_bytes, x->rank,
                                                    op->sequence, gtcb_pack_bucket(GTCB_RESULT, op->element, op->bucket), x->rank, own);

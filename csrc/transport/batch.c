@@ -111,3 +111,10 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
     }
     return GTCB_OK;
 }
+
+bool gtcb_mpi_has_come(const gtcb_mpi *mpi, gtcb_handle comm, uint32_t peer, int tag)
+{
+    intptr_t status[GTCB_MPI_STATUS_BYTES / sizeof(intptr_t)];
+    int flag = 0;
+    return mpi->iprobe((int)peer, tag, comm, &flag, status) == 0 && flag;
+}

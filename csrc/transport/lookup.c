@@ -9,6 +9,7 @@ static const struct { const char *name; size_t offset; } FUNCTIONS[] = {
     {"MPI_Isend", offsetof(gtcb_mpi, isend)},
     {"MPI_Irecv", offsetof(gtcb_mpi, irecv)},
     {"MPI_Test", offsetof(gtcb_mpi, test)},
+    {"MPI_Iprobe", offsetof(gtcb_mpi, iprobe)},
     {"MPI_Comm_size", offsetof(gtcb_mpi, comm_size)},
     {"MPI_Comm_rank", offsetof(gtcb_mpi, comm_rank)},
     {"MPI_Get_library_version", offsetof(gtcb_mpi, get_library_version)},

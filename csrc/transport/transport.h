@@ -23,6 +23,7 @@ typedef struct gtcb_mpi {
     int (*isend)(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request);
     int (*irecv)(void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request);
     int (*test)(void *request, int *flag, void *status);
+    int (*iprobe)(int peer, int tag, gtcb_handle comm, int *flag, void *status);
     int (*comm_size)(gtcb_handle comm, int *size);
     int (*comm_rank)(gtcb_handle comm, int *rank);
     int (*get_library_version)(char *text, int *length);
@@ -71,6 +72,9 @@ void gtcb_batch_free(gtcb_batch *batch);     /* only when count is 0: MPI writes
 /* Transfers of any length, cut in pieces of piece_bytes; 0 bytes travel as nothing. */
 gtcb_status gtcb_batch_send(gtcb_batch *batch, const void *data, size_t bytes, uint32_t peer, int tag);
 gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint32_t peer, int tag, uint32_t slot);
+
+/* Has a message of that tag come from that peer that nobody has received? */
+bool gtcb_mpi_has_come(const gtcb_mpi *mpi, gtcb_handle comm, uint32_t peer, int tag);
 
 /* Tests some of the pending requests, *finished says how many were done. */
 gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished);
