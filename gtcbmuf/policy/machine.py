@@ -81,7 +81,7 @@ class Machine:
         its order and dtype (bfloat16 as uint16), unchanged until `finish` has ended.
         """
         self._check_running()
-        if bucket == 0:
+        if self._active is None or self._active.idle:
             self._begin_step()
         if self._active is None:
             raise RuntimeError("exchanges_gradients is False: this step is local")
