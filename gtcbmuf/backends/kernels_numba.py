@@ -10,10 +10,9 @@ import numpy as np
 from gtcbmuf.backends import layout
 
 _U64 = np.uint64
-_0, _1, _2, _3, _6, _7, _32, _63, _64 = (_U64(x) for x in (0, 1, 2, 3, 6, 7, 32, 63, 64))
+_0, _1, _2, _7, _32, _63, _64 = (_U64(x) for x in (0, 1, 2, 7, 32, 63, 64))
 _KEY, _LOW = _U64(layout.CHECKSUM_KEY), _U64(0xFFFFFFFF)
 _BLOCK = layout.BLOCK
-_LOWEST = np.array([0] + [(byte & -byte).bit_length() - 1 for byte in range(1, 256)])
 
 
 def _compiled(function):
@@ -93,33 +92,26 @@ def _unpack_block(body, words, lows_at, uppers_at, end, low_bits, upper_bits, ba
     last = (upper_bits - _1) & _7  # the last bit's place in the last byte
     if _U64(body[end - 1]) >> last >> _1:
         return 4
-    bit, count, outside = lows_at << _3, 0, False
-    for at in range(uppers_at, end):
-        byte = np.int64(body[at])
-        while byte:
-            if count == len(numbers):
-                return 2
-            upper = ((at - uppers_at) << 3) + _LOWEST[byte] - count
-            v = _U64(upper) << low_bits | _bits(words, bit, low_bits)
-            outside |= v >= _2 * span
-            numbers[count] = v + _2 * base
-            byte &= byte - 1
-            bit += low_bits
-            count += 1
-    if count != len(numbers):
-        return 2
     if not (_U64(body[end - 1]) >> last) & _1:
         return 3
+    count = 0
+    for bit in range(np.int64(upper_bits)):  # no branch on the bit, it could not be predicted
+        if count == len(numbers):
+            return 2  # the last bit, still to come, is 1
+        numbers[count] = _U64(bit - count)
+        count += (body[uppers_at + (bit >> 3)] >> (bit & 7)) & 1
+    if count != len(numbers):
+        return 2
+    at, outside = np.int64(lows_at) << 3, False
+    for i in range(count):
+        # The bits from `at` on, of two words; where there is no next word none of it is needed.
+        word, shift = at >> 6, _U64(at & 63)
+        low = words[word] >> shift | words[min(word + 1, len(words) - 1)] << _1 << (_63 - shift)
+        v = numbers[i] << low_bits | low & ((_1 << low_bits) - _1)
+        outside |= v >= _2 * span
+        numbers[i] = v + _2 * base
+        at += np.int64(low_bits)
     return 5 if outside else 0
-
-
-@_compiled
-def _bits(words, bit, count):
-    word, shift = np.int64(bit >> _6), bit & _63
-    value = words[word] >> shift
-    if shift + count > _64:
-        value |= words[word + 1] << (_64 - shift)
-    return value & ((_1 << count) - _1)
 
 
 @_compiled

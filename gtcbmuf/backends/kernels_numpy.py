@@ -74,11 +74,11 @@ def unpack(body, words, blocks, numbers):
         uppers = np.unpackbits(body[uppers_at:end], bitorder="little")
         if uppers[int(upper_bits) :].any():
             return 4, b
+        if not uppers[int(upper_bits) - 1]:
+            return 3, b
         ones = np.flatnonzero(uppers)
         if len(ones) != c:
             return 2, b
-        if ones[-1] != upper_bits - 1:
-            return 3, b
         powers = np.uint64(1) << np.arange(low_bits, dtype=np.uint64)
         low = lows[: int(c * low_bits)].reshape(int(c), int(low_bits)) @ powers
         v = (ones.astype(np.uint64) - np.arange(c, dtype=np.uint64) << low_bits) + low

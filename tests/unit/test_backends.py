@@ -14,7 +14,6 @@ from gtcbmuf.errors import MessageError, MismatchError, NonFiniteError
 
 DETERMINISTIC = settings(derandomize=True, deadline=None, max_examples=150, database=None)
 every_codec = pytest.mark.parametrize("codec", codecs.ALL)
-other_codec = pytest.mark.parametrize("codec", codecs.BUT_PORTABLE)
 
 
 def corners(tau):
@@ -124,7 +123,7 @@ def large_job(n, sent, dtype, cap, cuts):
     }  # fmt: skip
 
 
-@other_codec
+@pytest.mark.parametrize("codec", codecs.BUT_PORTABLE + codecs.THREADED)
 @pytest.mark.parametrize("case", list(large_cases()), ids=str)
 def test_large_buckets_are_portable_s(codec, case):
     job = large_job(*case)
