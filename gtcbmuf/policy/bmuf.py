@@ -18,7 +18,7 @@ from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.dense import dense
 from gtcbmuf.policy.layout import BUCKET_BYTES, Layout, Tensor
 from gtcbmuf.policy.machine import Machine
-from gtcbmuf.policy.state import check_array
+from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.strategy import Strategy, check_bool, check_choice, check_count, check_number
 from gtcbmuf.policy.worker import Exchange, Groups, Model, Ticket, wait_all
 
@@ -242,13 +242,16 @@ class Blocks:
 
     # -- state --------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any] | None:
+    def state(self) -> dict[str, Any] | None:
         """global_params (W), block_update (Δ): the same on every rank; the rest: this rank's."""
         if not self.begun:
             return None
+        return self._state(self.filter.params, self.filter.block_update)
+
+    def _state(self, params: np.ndarray, block_update: np.ndarray) -> dict[str, Any]:
         return {
-            "global_params": self.filter.params.copy(),
-            "block_update": self.filter.block_update.copy(),
+            "global_params": params,
+            "block_update": block_update,
             "steps": self.steps,
             "samples": self.samples,
             "blocks": self.blocks,
@@ -256,14 +259,15 @@ class Blocks:
         }
 
     def check_state(self, state: dict[str, Any] | None) -> None:
-        if state is not None:
-            expected = np.empty(self.layout.elements, self.layout.vector_dtype)
-            check_array("global_params", state["global_params"], expected)
-            check_array("block_update", state["block_update"], expected)
+        if state is not None:  # None: saved before W was taken
+            vector = np.zeros((), self.layout.vector_dtype)
+            vector = np.broadcast_to(vector, self.layout.elements)  # of no size in memory
+            check_like(state, self._state(vector, vector), "blocks")
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+    def load(self, state: dict[str, Any] | None) -> None:
         if state is None:
             self.filter, self.finalized = None, False
+            self.steps = self.samples = self.blocks = 0
             return
         self.begin(state["global_params"])
         self.filter.block_update[:] = state["block_update"]

@@ -63,11 +63,8 @@ class DenseLane:
     def clear(self) -> None:
         pass
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         return {}
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        pass
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         pass

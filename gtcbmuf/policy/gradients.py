@@ -21,9 +21,8 @@ class Lane(Protocol):
     def post(self, segments: Sequence[np.ndarray], whole: bool) -> Ticket: ...
     def commit(self, ticket: Ticket) -> None: ...
     def clear(self) -> None: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def check_state(self, state: dict[str, Any]) -> None: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def state(self) -> dict[str, Any]: ...  # its own arrays, not copies
+    def load(self, state: dict[str, Any]) -> None: ...
 
 
 class GradientExchange:
@@ -80,20 +79,17 @@ class GradientExchange:
         for lane in self.lanes:
             lane.clear()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Its own arrays, not copies."""
         capped = any(lane.cap is not None for lane in self.lanes)
         return {
-            "lanes": [lane.state_dict() for lane in self.lanes],
+            "lanes": [lane.state() for lane in self.lanes],
             "sequence": self.exchange.sequence if capped else None,
         }
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        for lane, lane_state in zip(self.lanes, state["lanes"], strict=True):
-            lane.check_state(lane_state)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         for lane, lane_state in zip(self.lanes, state["lanes"]):
-            lane.load_state_dict(lane_state)
+            lane.load(lane_state)
         self._sequence = state["sequence"]
 
     def resume(self) -> None:

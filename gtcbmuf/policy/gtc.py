@@ -17,7 +17,6 @@ from gtcbmuf.policy.dense import DenseLane, dense
 from gtcbmuf.policy.gradients import GradientExchange, gather_add
 from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
 from gtcbmuf.policy.machine import Machine
-from gtcbmuf.policy.state import check_array
 from gtcbmuf.policy.strategy import Strategy, check_bool, check_count
 from gtcbmuf.policy.threshold import (
     START,
@@ -176,18 +175,12 @@ class GTCLane:
     def clear(self) -> None:
         self.residual.fill(0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         average = None if self.controller is None else self.controller.average
-        return {
-            "residual": self.residual.copy(),
-            "threshold": float(self.threshold),
-            "average_sent": average,
-        }
+        threshold = float(self.threshold)
+        return {"residual": self.residual, "threshold": threshold, "average_sent": average}
 
-    def check_state(self, state: dict[str, Any]) -> None:
-        check_array(f"the residual of bucket {self.bucket.index}", state["residual"], self.residual)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         self.residual[:] = state["residual"]
         self.threshold = np.float32(state["threshold"])
         if self.controller is not None:

@@ -10,6 +10,7 @@ During the first warmup_steps every one of them is Dense over the world.
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from gtcbmuf.errors import MismatchError
 from gtcbmuf.policy.agreement import agree, digest
 from gtcbmuf.policy.gradients import GradientExchange
 from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.strategy import Strategy, describe
 from gtcbmuf.policy.worker import Groups, Model
 
@@ -38,13 +40,13 @@ class NoBlocks:
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         return iter(())
 
-    def state_dict(self) -> None:
+    def state(self) -> None:
         return None
 
     def check_state(self, state: None) -> None:
         pass
 
-    def load_state_dict(self, state: None) -> None:
+    def load(self, state: None) -> None:
         pass
 
 
@@ -169,12 +171,15 @@ class Machine:
         """
         if self._active is not None and not self._active.idle:
             raise RuntimeError("state_dict() in the middle of a step; call it after `finish`")
+        return copy.deepcopy(self._state())
+
+    def _state(self) -> dict[str, Any]:
         return {
             "version": STATE_VERSION,
             **self._identity(),
             "steps": self.steps,
-            "gradients": self._gradients and self._gradients.state_dict(),
-            "blocks": self._blocks.state_dict(),
+            "gradients": self._gradients and self._gradients.state(),
+            "blocks": self._blocks.state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -187,15 +192,14 @@ class Machine:
                 f"the state has version {state.get('version')}, this library reads {STATE_VERSION}"
             )
         for what, here in self._identity().items():
-            if state[what] != here:
-                raise MismatchError(f"the state is of {what} {state[what]}; here it is {here}")
-        if self._gradients is not None:
-            self._gradients.check_state(state["gradients"])
+            if state.get(what) != here:
+                raise MismatchError(f"the state is of {what} {state.get(what)}; here it is {here}")
+        check_like(state, {**self._state(), "blocks": None}, "it")
         self._blocks.check_state(state["blocks"])
         self.steps = state["steps"]
         if self._gradients is not None:
-            self._gradients.load_state_dict(state["gradients"])
-        self._blocks.load_state_dict(state["blocks"])
+            self._gradients.load(state["gradients"])
+        self._blocks.load(state["blocks"])
         if self._started:
             self._resume()
 
