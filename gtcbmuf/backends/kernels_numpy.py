@@ -51,11 +51,12 @@ def checksum(words):
 
 def pack(numbers, blocks, body, words):
     """Fills lows and uppers of a packed body. body uint8, zero; words: the same memory, uint64."""
-    for b, (base, _, c, low_bits, upper_bits, lows_at, uppers_at, end) in enumerate(zip(*blocks)):
-        v = numbers[layout.BLOCK * b :][: int(c)] - 2 * base
+    for b, block in enumerate(_each(blocks)):
+        base, _, c, low_bits, upper_bits, lows_at, uppers_at, end = block
+        v = numbers[layout.BLOCK * b :][:c] - 2 * base
         lows = (v[:, None] >> np.arange(low_bits, dtype=np.uint64)) & 1
         body[lows_at:uppers_at] = np.packbits(lows.astype(bool), bitorder="little")
-        uppers = np.zeros(int(upper_bits), bool)
+        uppers = np.zeros(upper_bits, bool)
         uppers[(v >> low_bits) + np.arange(c, dtype=np.uint64)] = True
         body[uppers_at:end] = np.packbits(uppers, bitorder="little")
 
@@ -65,27 +66,31 @@ def unpack(body, words, blocks, numbers):
 
     Returns (fault, block): what is wrong (a key of FAULTS, or 0) and in which block.
     """
-    for b, (base, span, c, low_bits, upper_bits, lows_at, uppers_at, end) in enumerate(
-        zip(*blocks)
-    ):
+    for b, block in enumerate(_each(blocks)):
+        base, span, c, low_bits, upper_bits, lows_at, uppers_at, end = block
         lows = np.unpackbits(body[lows_at:uppers_at], bitorder="little")
-        if lows[int(c * low_bits) :].any():
+        if lows[c * low_bits :].any():
             return 1, b
         uppers = np.unpackbits(body[uppers_at:end], bitorder="little")
-        if uppers[int(upper_bits) :].any():
+        if uppers[upper_bits:].any():
             return 4, b
-        if not uppers[int(upper_bits) - 1]:
+        if not uppers[upper_bits - 1]:
             return 3, b
         ones = np.flatnonzero(uppers)
         if len(ones) != c:
             return 2, b
         powers = np.uint64(1) << np.arange(low_bits, dtype=np.uint64)
-        low = lows[: int(c * low_bits)].reshape(int(c), int(low_bits)) @ powers
+        low = lows[: c * low_bits].reshape(c, low_bits) @ powers
         v = (ones.astype(np.uint64) - np.arange(c, dtype=np.uint64) << low_bits) + low
         if (v > 2 * span - 1).any():
             return 5, b
-        numbers[layout.BLOCK * b :][: int(c)] = v + 2 * base
+        numbers[layout.BLOCK * b :][:c] = v + 2 * base
     return 0, 0
+
+
+def _each(blocks):
+    """The fields of each block, as Python's integers."""
+    return zip(*(field.tolist() for field in blocks), strict=True)
 
 
 def pack_dense(numbers, body):
