@@ -29,20 +29,39 @@ static void relax(void)
 #endif
 }
 
-/* Spin, then yield, then sleep. */
-static void back_off(unsigned *idle, bool moved)
+/* Spin for some microseconds, then sleep for short times. No sched_yield: where more processes want to run than there
+   are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. */
+#define SPINS 64
+#define SHORT_SLEEPS 1000
+
+typedef struct { unsigned idle; int slack; } pace;
+
+static void back_off(pace *p, bool moved)
 {
-    *idle = moved ? 0 : *idle + 1;
-    if (*idle == 0)
+    p->idle = moved ? 0 : p->idle + 1;
+    if (p->idle == 0)
         return;
-    if (*idle < 64) {
+    if (p->idle < SPINS) {
         relax();
-    } else if (*idle < 1024) {
-        sched_yield();
-    } else {
-        struct timespec pause = {0, *idle < 4096 ? 20000 : 50000};
-        nanosleep(&pause, NULL);
+        return;
     }
+#ifdef __linux__
+    if (!p->slack) {                             /* with the usual slack of 50 us, a sleep of 20 takes 70 */
+        p->slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
+        prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
+    }
+#endif
+    struct timespec pause = {0, p->idle < SPINS + SHORT_SLEEPS ? 20000 : 50000};
+    nanosleep(&pause, NULL);
+}
+
+static void restore_slack(const pace *p)
+{
+#ifdef __linux__
+    if (p->slack > 0)
+        prctl(PR_SET_TIMERSLACK, p->slack, 0, 0, 0);
+#endif
+    (void)p;
 }
 
 /* -- driving: with `drive` held -------------------------------------------------------------------- */
@@ -138,17 +157,16 @@ static void *progress_thread(void *self)
     gtcb_engine *engine = self;
 #ifdef __linux__
     prctl(PR_SET_NAME, "gtcbmuf", 0, 0, 0);
-    prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);     /* else a sleep of 20 us takes 70 */
 #endif
-    unsigned idle = 0;
+    pace p = {0, 0};
     while (!atomic_load(&engine->stop)) {
         pthread_mutex_lock(&engine->lock);
         while (!atomic_load(&engine->stop) && (atomic_load(&engine->unfinished) == 0 || atomic_load(&engine->waiters) > 0)) {
             pthread_cond_wait(&engine->work, &engine->lock);
-            idle = 0;
+            p.idle = 0;
         }
         pthread_mutex_unlock(&engine->lock);
-        back_off(&idle, atomic_load(&engine->stop) || gtcb_engine_progress(engine));
+        back_off(&p, atomic_load(&engine->stop) || gtcb_engine_progress(engine));
     }
     return NULL;
 }
@@ -186,13 +204,14 @@ bool gtcb_op_wait(gtcb_op *op, double seconds)
     gtcb_exchange *x = op->exchange;
     gtcb_engine *engine = x->engine;
     double begin = engine->settings.now(), now = begin;
-    unsigned idle = 0, held = 0;
+    unsigned held = 0;
+    pace p = {0, 0};
     atomic_fetch_add(&engine->waiters, 1);
     while (!atomic_load(&op->done) && now - begin < seconds) {
         if (pthread_mutex_trylock(&engine->drive) == 0) {
             bool moved = !engine->stopped && drive_all(engine);
             pthread_mutex_unlock(&engine->drive);
-            back_off(&idle, moved || atomic_load(&op->done));
+            back_off(&p, moved || atomic_load(&op->done));
             held = 0;
         } else if (held++ < 200) {
             sched_yield();                           /* the thread is about to leave */
@@ -201,6 +220,7 @@ bool gtcb_op_wait(gtcb_op *op, double seconds)
         }
         now = engine->settings.now();
     }
+    restore_slack(&p);
     atomic_fetch_sub(&engine->waiters, 1);
     wake_thread(engine);
     pthread_mutex_lock(&engine->lock);
