@@ -3,7 +3,7 @@
 
     python scripts/speech/build_dataset.py --full full.npz --work speech-work
 
-The full set: voice prompts in five languages and game dialogues in two (about 6 hours). The
+The full set: voice prompts in five languages and game dialogues in two (4.4 hours). The
 packages' licences apply to it (the dialogues are GPL), so keep it out of a repository.
 
     python scripts/speech/build_dataset.py --extract scripts/speech/extract.npz
