@@ -1,5 +1,6 @@
 """The library at work on the models of torch_oracle: one rank of many, or all as virtual workers."""
 
+import numpy as np
 import torch_oracle as oracle
 
 from gtcbmuf.policy import lockstep
@@ -14,6 +15,24 @@ def wrapped(model, optimizer, strategy, exchanges=None, **settings):
     return net, DistributedOptimizer(
         inner, net.named_parameters(), strategy, exchanges=exchanges, **settings
     )
+
+
+def plain(optimizer, model="mlp"):
+    """(model, optimizer) in plain torch."""
+    net = oracle.MODELS[model]()
+    return net, oracle.OPTIMIZERS[optimizer](net.parameters())
+
+
+def same(net, other):
+    return np.array_equal(oracle.flat(net), oracle.flat(other))
+
+
+def both(step, *pairs):
+    """One step of each (net, opt) on the same data."""
+    for net, opt in pairs:
+        opt.zero_grad()
+        oracle.loss(net, 0, step).backward()
+        opt.step()
 
 
 def alone():
@@ -71,7 +90,7 @@ def results(generators):
                 next(generator)
             except StopIteration as end:
                 ends[rank] = end.value
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 ends[rank] = error
             else:
                 continue

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
+
+from gtcbmuf import agreement
+from gtcbmuf.policy import Strategy, Tensor
+from gtcbmuf.torch.parameters import dtype_name
 
 OPTIMIZER_STATE = ("auto", "keep", "reset", "average")
 
@@ -54,6 +59,18 @@ class TorchModel:
     def write(self, vector: np.ndarray) -> None:
         """vector, float32 or float64 [elements], into the parameters, each in its own dtype."""
         _scatter(vector, [p for _, p in self.parameters])
+
+    @contextlib.contextmanager
+    def holding(self, vector: np.ndarray):
+        """Inside, the parameters have the values of `vector`; after it their own again."""
+        own = [p.detach().clone() for _, p in self.parameters]
+        self.write(vector)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for (_, parameter), values in zip(self.parameters, own, strict=True):
+                    parameter.copy_(values)
 
     # -- buffers and optimizer state ------------------------------------------------------------
 
@@ -104,6 +121,19 @@ class TorchModel:
                     )
                 found.append((key, value))
         return found
+
+
+def fingerprint(tensors: Sequence[Tensor], strategy: Strategy, model: TorchModel) -> list:
+    """What must be equal on all ranks before they train together (gtcbmuf.agreement)."""
+    groups = model.optimizer.param_groups
+    left_out = ("params", "param_names")
+    return agreement.fingerprint(
+        tensors,
+        strategy,
+        optimizer=type(model.optimizer).__name__,
+        hyperparameters=[{k: v for k, v in g.items() if k not in left_out} for g in groups],
+        buffers=[(name, list(b.shape), dtype_name(b)) for name, b in model.buffers],
+    )
 
 
 def _is_averaged(key: str, tensor: torch.Tensor) -> bool:

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Iterable, Iterator
 
 import torch
 
-from gtcbmuf import agreement, runtime
+from gtcbmuf import runtime
 from gtcbmuf.errors import NonFiniteError
 from gtcbmuf.policy import Dense
 from gtcbmuf.torch import state, verbs
-from gtcbmuf.torch.model import TorchModel
-from gtcbmuf.torch.parameters import claim, collect, dtype_name, release
+from gtcbmuf.torch.model import TorchModel, fingerprint
+from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
+from gtcbmuf.torch.wrapper import Wrapper, check_arguments, evaluates_often
 
 
-class DistributedOptimizer(torch.optim.Optimizer):
+class DistributedOptimizer(Wrapper):
     """A torch optimizer whose step is taken together with all other ranks.
 
     It is used as the optimizer inside it: param_groups, state, defaults, hooks and every other
@@ -37,12 +37,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
     A parameter that had no gradient in a step takes part with zeros and gets the group's
     gradient: ranks may have used different parts of the model. With BMUF its .grad stays None.
 
-    Everything that waits for other ranks raises the same error of gtcbmuf.errors on every rank. After
-    a NonFiniteError nothing has changed, but .grad: call zero_grad() and go on.
+    Everything that waits for other ranks raises the same error of gtcbmuf.errors on every rank. When a
+    gradient is refused (NonFiniteError) nothing has changed: call zero_grad() and go on.
     Source: Horovod's optimizer of the same name for the face, docs/layers.md for the inside.
     """
-
-    _step_supports_amp_scaling = False  # GradScaler: unscale between synchronize() and step()
 
     def __init__(
         self,
@@ -57,8 +55,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         gradient_predivide_factor: float = 1.0,
         exchanges=None,
     ):
-        # Not super().__init__(): what an Optimizer holds is held by the inner one.
-        _check_arguments(optimizer, backward_passes_per_step, op, gradient_predivide_factor)
+        check_arguments(optimizer, backward_passes_per_step, op, gradient_predivide_factor)
         verbs.refuse_compression(compression)
         self.inner = optimizer
         self.strategy = Dense() if strategy is None else strategy
@@ -104,7 +101,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         times (LBFGS) each evaluation is exchanged, and its loss is averaged so that all ranks
         take the same decisions. Returns the closure's loss, or None.
         """
-        if closure is not None and _evaluates_often(self.inner):
+        if closure is not None and evaluates_often(self.inner):
             return self._step_often(closure)
         return drive(self._step_generator(closure))
 
@@ -116,12 +113,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         if not self._synchronized:
-            if self._skip and self._reducer.busy:
+            if self._skip:
                 raise RuntimeError(
                     "step() inside skip_synchronize(), but synchronize() was not called"
                 )
-            if not self._skip:
-                yield from self._synchronize_generator()
+            yield from self._synchronize_generator()
         self.inner.step()
         yield from self._after_update()
         return loss
@@ -173,17 +169,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _start(self) -> Iterator[None]:
         """Before anything is exchanged: do all ranks train the same model in the same way?"""
         if not self._virtual:
-            runtime.agree(self._fingerprint())
+            runtime.agree(fingerprint(self._worker.layout.tensors, self.strategy, self._model))
         yield from self._worker.start(self._model)
         self._started = self._reducer.opened = True
-
-    def _fingerprint(self) -> list:
-        return agreement.fingerprint(
-            self._worker.layout.tensors,
-            self.strategy,
-            optimizer=type(self.inner).__name__,
-            buffers=[(n, list(b.shape), dtype_name(b)) for n, b in self._model.buffers],
-        )
 
     @contextlib.contextmanager
     def skip_synchronize(self):
@@ -237,17 +225,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         For evaluation and checkpoints with BMUF and Hybrid; with Dense and GTC the model is W.
         """
         vector = self._worker.global_params()
-        if vector is None:
+        with contextlib.nullcontext() if vector is None else self._model.holding(vector):
             yield
-            return
-        own = [p.detach().clone() for _, p in self._model.parameters]
-        self._model.write(vector)
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for (_, parameter), values in zip(self._model.parameters, own, strict=True):
-                    parameter.copy_(values)
 
     def finalize(self) -> None:
         """Close the running block and leave W in the model: at the end of training, on all ranks.
@@ -279,17 +258,20 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict) -> None:
         """As the inner optimizer's, before the first step; RuntimeError after it.
 
-        Names: from named_parameters where it has them, else param.<group>.<index>.
+        If named_parameters was given, it must have named these parameters as well.
         """
         if self._started:
             raise RuntimeError(
-                "add_param_group() after the first step: the buckets are laid out and residuals "
-                "belong to them. Call remove_hooks(), add the group to the inner optimizer, and "
-                "wrap that in a new DistributedOptimizer, on all ranks."
+                "add_param_group() after the first step: buckets and residuals are laid out. Call "
+                "remove_hooks(), add it to the inner optimizer, and wrap that anew, on all ranks."
             )
         self._refuse_when_busy("add_param_group()")
         self.inner.add_param_group(param_group)
-        self._register()
+        try:
+            self._register()
+        except Exception:
+            self.inner.param_groups.pop()
+            raise
 
     def state_dict(self) -> dict:
         """The inner optimizer's, and under 'gtcbmuf' this rank's residuals, Δ, W and counters.
@@ -315,34 +297,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         free to be used or wrapped again."""
         self._finalizer()
 
-    param_groups = property(
-        lambda self: self.inner.param_groups,
-        lambda self, groups: setattr(self.inner, "param_groups", groups),
-    )
-    state = property(
-        lambda self: self.inner.state, lambda self, state: setattr(self.inner, "state", state)
-    )
-    defaults = property(lambda self: self.inner.defaults)
-
-    def __getattr__(self, name: str):
-        if name == "inner":  # not there yet: __init__ has failed, or copy asks
-            raise AttributeError(name)
-        return getattr(self.inner, name)
-
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self.strategy!r}, {self.inner!r})"
-
-    def __reduce_ex__(self, protocol):
-        raise TypeError(
-            "a DistributedOptimizer cannot be copied or pickled: its hooks and exchanges belong to "
-            "this process. Save state_dict(), and load it into a new one."
-        )
-
-    def __deepcopy__(self, memo):
-        return self.__reduce_ex__(4)
-
-    def __getstate__(self):
-        return self.__reduce_ex__(4)
 
     def _requires_grad(self) -> list[bool]:
         return [p.requires_grad for group in self.inner.param_groups for p in group["params"]]
@@ -379,27 +335,3 @@ def drive(generator: Iterator[None]):
 def _let_go(reducer: GradientReducer) -> None:
     reducer.remove()
     release(reducer.named)
-
-
-def _evaluates_often(optimizer: torch.optim.Optimizer) -> bool:
-    """LBFGS and its like: step() cannot do without a closure."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
-
-
-def _check_arguments(optimizer, passes, op, predivide) -> None:
-    if isinstance(optimizer, DistributedOptimizer):
-        raise TypeError("the optimizer is wrapped already; wrap the inner one: optimizer.inner")
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}, not a torch.optim.Optimizer")
-    if not isinstance(passes, int) or passes < 1:
-        raise ValueError(f"backward_passes_per_step={passes!r}: an integer, at least 1")
-    if op is not verbs.Average:
-        raise ValueError(
-            f"op={op!r}: DistributedOptimizer averages; a strategy may sum: GTC(average=False)"
-        )
-    if predivide != 1.0:
-        raise ValueError(
-            "gradient_predivide_factor is for sums that overflow; gtcbmuf adds in float64 or in "
-            "quanta, and accepts 1.0 only"
-        )

@@ -172,6 +172,15 @@ def test_another_optimizer(comm):
     assert "Adam" in odd_one(comm, lambda: wrapped("mlp", "adam", hvd.Dense()), usual)
 
 
+def test_another_learning_rate(comm):
+    def faster():
+        net, opt = usual()
+        opt.param_groups[0]["lr"] = 0.125
+        return net, opt
+
+    assert "0.125" in odd_one(comm, faster, usual)
+
+
 def test_another_name(comm):
     def renamed():
         net = oracle.mlp()

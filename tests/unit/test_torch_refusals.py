@@ -136,7 +136,7 @@ def test_a_second_backward_that_was_not_declared(strategy):
 
 
 def test_one_more_than_declared():
-    net, opt = wrapped("mlp", "sgd", Dense(), alone(), backward_passes_per_step=2)
+    net, _opt = wrapped("mlp", "sgd", Dense(), alone(), backward_passes_per_step=2)
     oracle.loss(net, 0, 0).backward()
     oracle.loss(net, 0, 1).backward()
     with pytest.raises(RuntimeError, match=r"more than backward_passes_per_step=2 times.*no_sync"):
@@ -154,9 +154,9 @@ def test_backward_after_synchronize(strategy, no_sync):
 
 
 def test_skip_synchronize_without_synchronize():
-    _, opt = one(Dense())
-    with pytest.raises(RuntimeError, match=r"synchronize\(\) was not called"):
-        with opt.skip_synchronize():
+    for opt in (one(Dense())[1], wrap()):
+        words = pytest.raises(RuntimeError, match=r"synchronize\(\) was not called")
+        with words, opt.skip_synchronize():
             opt.step()
 
 
@@ -225,6 +225,15 @@ def test_complex_and_integer_parameters():
     p = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
     with pytest.raises(SettingsError, match="'param.0.0' has dtype complex64"):
         DistributedOptimizer(torch.optim.SGD([p], lr=1), exchanges=alone())
+
+
+def test_a_group_that_cannot_be_added_is_not():
+    net = oracle.mlp()
+    opt = wrap(net, net.named_parameters())
+    with pytest.raises(ValueError, match="number 0 of group 1"):
+        opt.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    oracle.loss(net, 0, 0).backward()
+    opt.step()
 
 
 # -- copies --------------------------------------------------------------------------------------------
