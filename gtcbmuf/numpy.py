@@ -99,6 +99,10 @@ class BoundParams:
         copies = self._model.copies() if vector is None else self._model.split(vector)
         return copies if self._keys is None else dict(zip(self._keys, copies))
 
+    def thresholds(self) -> dict[str, float]:
+        """τ of every parameter that is thresholded, for the next step; for logs and choosing τ."""
+        return self._worker.thresholds()
+
     def state_dict(self) -> dict[str, Any]:
         """This rank's residuals, thresholds, W, Δ and counters: NumPy arrays and plain values."""
         return self._worker.state_dict()

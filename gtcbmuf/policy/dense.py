@@ -45,7 +45,7 @@ def dense(layout: Layout, exchange: Exchange, average: bool) -> GradientExchange
 class DenseLane:
     """gradient = float32(mean or sum of float32(g_i), in float64, ranks in order)."""
 
-    cap = None
+    cap = threshold = None
 
     def __init__(self, bucket: Bucket, exchange: Exchange, average: bool):
         self.bucket, self.exchange, self.average = bucket, exchange, average

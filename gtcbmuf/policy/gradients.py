@@ -17,6 +17,7 @@ class Lane(Protocol):
 
     gradient: np.ndarray  # float32 [elements], after commit
     cap: int | None  # most elements in a message
+    threshold: np.float32 | None  # None: all elements are sent as they are
 
     def post(self, segments: Sequence[np.ndarray], whole: bool) -> Ticket: ...
     def commit(self, ticket: Ticket) -> None: ...
@@ -73,6 +74,10 @@ class GradientExchange:
         if not self._committed:
             raise RuntimeError("there is no gradient: the step is not finished, or was refused")
         return self.lanes[bucket].gradient
+
+    def thresholds(self) -> list[float | None]:
+        """τ of each bucket; None: dense."""
+        return [None if lane.threshold is None else float(lane.threshold) for lane in self.lanes]
 
     def clear(self) -> None:
         """Forgets what earlier steps held back."""

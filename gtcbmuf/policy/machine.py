@@ -161,6 +161,14 @@ class Machine:
         view.flags.writeable = False
         return view
 
+    def thresholds(self) -> dict[str, float]:
+        """τ of every parameter that is thresholded, as the next step will use it."""
+        if self._gradients is None:
+            return {}
+        taus = self._gradients.thresholds()
+        places = zip(self.layout.tensors, self.layout.places)
+        return {t.name: taus[bucket] for t, (bucket, _) in places if taus[bucket] is not None}
+
     # -- state --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from virtual_team import Team, noise, same, sgd
 
 from gtcbmuf.errors import NonFiniteError, SettingsError
-from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid, lockstep
+from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid, Tensor, lockstep
 
 START = np.random.default_rng(1).standard_normal(778).astype(np.float32)
 CODE = GTC(threshold=0.7, dense_below=0)
@@ -125,6 +125,26 @@ def test_flush_sends_the_residuals_through_the_optimizer():
             team.after_update()
         for group in ((0, 1), (2, 3)):  # a block's gradients have all been seen at its end
             assert seen[group[0]] == pytest.approx(given[list(group)].mean(0), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_a_flush_adds_as_encode_does(dtype):
+    """float32(r + g), the sum in float64 where g is."""
+    strategy = Hybrid(GTC(threshold=0.3, dense_below=0), BMUF(sync_period=2), residuals="flush")
+    team = Team(strategy, 1, tensors=[Tensor("a", (500,), dtype)]).start()
+    values = np.random.default_rng(0).standard_normal((2, 500))
+    if dtype == "bfloat16":
+        gradients = (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        exact = (gradients.astype(np.uint32) << 16).view(np.float32)
+    else:
+        gradients = exact = values.astype(dtype)
+    team.exchange([gradients[0]])
+    residual = team.residual(0)
+    lockstep([team.workers[0].after_update(team.models[0])])
+    whole = team.exchange([gradients[1]])[0]
+    assert whole.tobytes() == (residual + exact[1]).astype(np.float32).tobytes()
+    differs = (residual + exact[1].astype(np.float32)).tobytes() != whole.tobytes()
+    assert differs == (dtype == "float64")  # the data tell the two apart
 
 
 def test_a_refused_flush_keeps_the_residuals():

@@ -6,7 +6,7 @@ from virtual_team import Team, noise, sgd
 
 from gtcbmuf.backends import portable
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.policy import GTC, Tensor, lockstep
+from gtcbmuf.policy import BMUF, GTC, Dense, Tensor, lockstep
 from gtcbmuf.policy.threshold import HIGHEST, LOWEST, DensityController, max_sent
 
 MODEL = [Tensor("lstm.0.weight", (50, 40)), Tensor("lstm.0.bias", (40,)), Tensor("out.weight", (2000,))]
@@ -20,6 +20,7 @@ def thresholds(strategy, tensors=MODEL):
 def test_one_threshold_and_small_tensors_dense():
     assert thresholds(GTC(threshold=0.5)) == [0.5, None, 0.5]
     assert thresholds(GTC(threshold=0.5, dense_below=0)) == [0.5, 0.5, 0.5]
+    assert thresholds(GTC(threshold=0.5, dense_below=2000)) == [0.5, None, 0.5]
     assert thresholds(GTC(threshold=0.5, dense_below=2001)) == [None, None, None]
 
 
@@ -53,6 +54,13 @@ def test_the_controller_follows_its_equation():
         tau = float(np.float32(tau * (1 + 0.1 * ((average - 40) / (average + 40)))))
         found = controller.next(found, sent)
         assert found.dtype == np.float32 and found == tau
+
+
+def test_thresholds_by_name():
+    team = Team(GTC(threshold=8, thresholds={"lstm*": 2}), 1, tensors=MODEL)
+    assert team.workers[0].thresholds() == {"lstm.0.weight": 2.0, "out.weight": 8.0}
+    assert Team(Dense(), 1, tensors=MODEL).workers[0].thresholds() == {}
+    assert Team(BMUF(sync_period=2), 1, tensors=MODEL).workers[0].thresholds() == {}
 
 
 def test_a_step_changes_tau_by_a_tenth_at_most_and_never_leaves_the_floats():
