@@ -123,6 +123,28 @@ static uint8_t *seal(uint8_t *m, uint64_t body_bytes)
     return m;
 }
 
+uint8_t *oracle_message(const gtcb_encode_job *job, const uint64_t *numbers, uint64_t k, size_t *bytes)
+{
+    const uint64_t n = job->elements;
+    uint64_t lengths[4] = {0, n <= UINT64_C(1) << 31 ? 4 * k : UINT64_MAX, packed(numbers, k, NULL), (n + 3) / 4};
+    int kind = 1;
+    for (int other = 2; other <= 3; other++)
+        if (lengths[other] < lengths[kind])
+            kind = other;
+    uint8_t *m = message_of(job, kind, 0, k, lengths[kind]);
+    for (uint64_t j = 0; j < k && kind == 1; j++)
+        memcpy(m + 64 + 4 * j, &(uint32_t){(uint32_t)numbers[j]}, 4);
+    if (kind == 2)
+        packed(numbers, k, m + 64);
+    for (uint64_t j = 0; j < k && kind == 3; j++) {
+        set_bit(m + 64, numbers[j] / 2 * 2);
+        if (numbers[j] & 1)
+            set_bit(m + 64, numbers[j] / 2 * 2 + 1);
+    }
+    *bytes = 64 + lengths[kind];
+    return seal(m, lengths[kind]);
+}
+
 uint8_t *oracle_encode(const gtcb_encode_job *job, size_t *bytes)
 {
     const uint64_t n = job->elements;
@@ -138,32 +160,12 @@ uint8_t *oracle_encode(const gtcb_encode_job *job, size_t *bytes)
                 numbers[k++] = 2 * i + (q < 0);
             job->residual_out[i] = q != 0 ? (float)(t - q) : t;
         }
-    uint8_t *m;
-    uint64_t body = 0;
-    if (bad < n) {
-        m = message_of(job, 1, 1, bad, 0);
-    } else {
-        k = keep_window(job, numbers, k);
-        uint64_t lengths[4] = {0, n <= UINT64_C(1) << 31 ? 4 * k : UINT64_MAX, packed(numbers, k, NULL), (n + 3) / 4};
-        int kind = 1;
-        for (int other = 2; other <= 3; other++)
-            if (lengths[other] < lengths[kind])
-                kind = other;
-        body = lengths[kind];
-        m = message_of(job, kind, 0, k, body);
-        for (uint64_t j = 0; j < k && kind == 1; j++)
-            memcpy(m + 64 + 4 * j, &(uint32_t){(uint32_t)numbers[j]}, 4);
-        for (uint64_t j = 0; j < k && kind == 3; j++) {
-            set_bit(m + 64, numbers[j] / 2 * 2);
-            if (numbers[j] & 1)
-                set_bit(m + 64, numbers[j] / 2 * 2 + 1);
-        }
-        if (kind == 2)
-            packed(numbers, k, m + 64);
-    }
+    uint8_t *m = bad < n ? seal(message_of(job, 1, 1, bad, 0), 0)
+                         : oracle_message(job, numbers, keep_window(job, numbers, k), bytes);
+    if (bad < n)
+        *bytes = 64;
     free(numbers);
-    *bytes = 64 + body;
-    return seal(m, body);
+    return m;
 }
 
 void oracle_decode_add(const uint8_t *message, float *dense)
