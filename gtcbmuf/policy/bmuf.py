@@ -7,9 +7,9 @@ with intra-block parallel optimization and blockwise model-update filtering", IC
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -143,6 +143,15 @@ class Sides:
         self.model.restore()
 
 
+class Rows(NamedTuple):
+    """Of each rank, int64 [size]: closed blocks; steps and samples in this one; is it at its end."""
+
+    blocks: np.ndarray
+    steps: np.ndarray
+    samples: np.ndarray
+    leaving: np.ndarray
+
+
 class Blocks:
     """Blocks of steps over one exchange, all of whose ranks are participants."""
 
@@ -176,17 +185,23 @@ class Blocks:
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         """One more step in the block; the last one closes it. A refused one does not count."""
         if self.steps + 1 == self.settings.sync_period:
-            yield from self._close(model, self.samples + samples)
+            rows = yield from self._meet(self.steps + 1, self.samples + samples, leaving=False)
+            yield from self._close(model, rows.samples)
         else:
             self.steps += 1
             self.samples += samples
 
     def finalize(self, model: Model) -> Iterator[None]:
-        """Closes the block if any rank has taken a step in it. W, not W_start, to the model."""
-        rows = yield from gather_integers(self.world, [self.blocks, self.steps])
-        check_same(rows[:, 0], "number of blocks done at the end; let all ranks take as many steps")
-        if rows[:, 1].any():
-            yield from self._close(model, self.samples)
+        """Takes part in blocks until all ranks are here; then W, not W_start, to the model.
+
+        So ranks may have taken different numbers of steps: who is here already takes part
+        with W_start and without weight in the blocks that others still close.
+        """
+        while True:
+            rows = yield from self._meet(self.steps, self.samples, leaving=True)
+            if rows.leaving.all() and not rows.steps.any():
+                break
+            yield from self._close(model, rows.samples)
         model.write(self.filter.params)
         self.finalized = True
 
@@ -197,7 +212,20 @@ class Blocks:
         model.write(vector)
         self.finalized = False
 
-    def _close(self, model: Model, samples: int) -> Iterator[None]:
+    def _meet(self, steps: int, samples: int, leaving: bool) -> Generator[None, None, Rows]:
+        """What every rank brings to the end of a block."""
+        table = yield from gather_integers(self.world, [self.blocks, steps, samples, leaving])
+        rows = Rows(*table.T)
+        check_same(rows.blocks, "number of blocks done")
+        return rows
+
+    def _close(self, model: Model, samples: np.ndarray) -> Iterator[None]:
+        """samples: of each rank of the world, int64 [size]."""
+        if samples.sum() == 0:
+            raise SettingsError(
+                "no rank has seen a sample in this block, so there is no weighted mean of models: "
+                "pass samples > 0 on at least one rank, or None to count steps."
+            )
         vector = np.empty_like(self.filter.params)
         yield from self._exchange(model, vector, samples)
         self.blocks += 1
@@ -206,11 +234,12 @@ class Blocks:
         model.write(vector)
         model.at_block_boundary()
 
-    def _exchange(self, model: Model, vector: np.ndarray, samples: int) -> Iterator[None]:
+    def _exchange(self, model: Model, vector: np.ndarray, samples: np.ndarray) -> Iterator[None]:
         """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
+        weight = int(samples[self.world.rank])
         self._local_delta(model, vector)
-        ticket = self.world.post_allreduce(vector, weight=samples)
-        sides = Sides(model, self.world, samples)
+        ticket = self.world.post_allreduce(vector, weight=weight)
+        sides = Sides(model, self.world, weight)
         yield
         self._wait(ticket, sides.tickets)
         self.filter.update(vector)
@@ -228,11 +257,6 @@ class Blocks:
             wait_all([ticket, *sides])
         except NonFiniteError as error:
             raise self._named(error) from None
-        if sum(header.sent for header in ticket.headers) == 0:
-            raise SettingsError(
-                "no rank has seen a sample in this block, so there is no weighted mean of models: "
-                "pass samples > 0 on at least one rank, or None to count steps."
-            )
 
     def _named(self, error: NonFiniteError) -> NonFiniteError:
         rank, name = error.rank, f"averaged buffers or optimizer state, vector {error.bucket - 1}"

@@ -15,7 +15,6 @@ import numpy as np
 
 from gtcbmuf import errors
 from gtcbmuf.errors import GtcbmufError, NonFiniteError, SettingsError
-from gtcbmuf.policy.agreement import gather_integers
 from gtcbmuf.policy.bmuf import BMUF, Blocks, Sides
 from gtcbmuf.policy.dense import dense
 from gtcbmuf.policy.gradients import GradientExchange
@@ -99,23 +98,23 @@ class GroupBlocks(Blocks):
         """Whether the coming step sends residuals whole."""
         return self.residuals == "flush" and self.steps + 1 == self.settings.sync_period
 
-    def _close(self, model: Model, samples: int) -> Iterator[None]:
+    def _close(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         yield from super()._close(model, samples)
         if self.residuals == "zero":
             self.gradients.clear()
 
-    def _exchange(self, model: Model, vector: np.ndarray, samples: int) -> Iterator[None]:
+    def _exchange(self, model: Model, vector: np.ndarray, samples: np.ndarray) -> Iterator[None]:
         """G = Σ samples_j (W_j - W_start) / Σ samples_j over groups j; W and Δ to all ranks.
 
         Ranks that do not lead reach the same points as those that do.
         """
         intra, inter = self.groups.intra, self.groups.inter
-        rows = yield from gather_integers(intra, [samples])
         block = None
         if inter is not None:
             self._local_delta(model, vector)
-            block = inter.post_allreduce(vector, weight=int(rows.sum()))
-        sides = Sides(model, self.world, samples)
+            weight = samples[list(self.groups.members[self.groups.index])].sum()
+            block = inter.post_allreduce(vector, weight=int(weight))
+        sides = Sides(model, self.world, int(samples[self.world.rank]))
         yield
         yield from self._share(self._outcome(block, sides))
         if inter is not None:
@@ -163,4 +162,4 @@ def _write_error(error: GtcbmufError) -> bytes:
 
 def _read_error(note: bytes) -> GtcbmufError:
     kind, *arguments = json.loads(note.rstrip(b"\0"))
-    return getattr(errors, kind)(*arguments)
+    return getattr(errors, kind, GtcbmufError)(*arguments)

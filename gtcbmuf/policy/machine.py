@@ -148,7 +148,11 @@ class Machine:
         self._resume()
 
     def finalize(self, model: Model) -> Iterator[None]:
-        """Closes the running block and leaves W, not the look-ahead, in the model."""
+        """Closes the running block and leaves W, not the look-ahead, in the model.
+
+        Ranks (of the hybrid: groups) may come here after different numbers of steps; each then
+        waits for the last one, and takes part in its blocks without weight.
+        """
         self._check_running()
         if self._blocks.begun:
             yield from self._blocks.finalize(model)

@@ -237,6 +237,31 @@ def test_a_rank_that_took_fewer_steps_counts_for_less_at_the_end(of_ranks, mean)
     assert all((m.vector == mean).all() for m in team.models)
 
 
+def test_a_rank_without_data_waits_at_the_end_for_the_others():
+    """Ranks have 10, 3 and 0 steps; blocks of 4. Who is at its end has no weight."""
+    of_ranks, g, u = (10, 3, 0), noise(), sgd()
+    team = Team(BMUF(sync_period=4, block_momentum=0.5), 3, start=START).start()
+
+    def whole_run(rank, worker, model):
+        for step in range(of_ranks[rank]):
+            model.vector = u(rank, step, model.vector, g(rank, step, model.vector))
+            yield from worker.after_update(model, 2)
+        yield from worker.finalize(model)
+
+    lockstep([whole_run(r, w, m) for r, (w, m) in enumerate(zip(team.workers, team.models))])
+    block = oracle.Block(START, block_momentum=0.5)
+    for steps in (range(4), range(4, 8), range(8, 10)):
+        ends, weights = [], []
+        for rank in range(3):
+            at, mine = block.start, [s for s in steps if s < of_ranks[rank]]
+            for step in mine:
+                at = u(rank, step, at, g(rank, step, at))
+            ends.append(at)
+            weights.append(2 * len(mine))
+        block.synchronise(ends, weights)
+    assert all(m.vector.tobytes() == block.w.tobytes() for m in team.models)
+
+
 def test_a_rank_that_is_blocks_behind_is_named_at_the_end():
     team = Team(BMUF(sync_period=9), 3).start()
     team.workers[1]._blocks.blocks = 1
