@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
+from _pytest.runner import runtestprotocol
 from mpi4py import MPI
 
 COMM = MPI.COMM_WORLD.Dup()  # the agreement must not meet a test's own traffic
 STDERR = pytest.StashKey()
+PASSED, SKIPPED, FAILED = range(3)
 GRACE_SECONDS = 5.0  # a failed rank waits this long for ranks that may be stuck in its test
 
 with contextlib.suppress(ImportError):
@@ -51,38 +53,55 @@ def pytest_collection_finish(session):
         raise pytest.UsageError(f"the ranks collected different tests: {found}")
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_makereport(item, call):
-    report = yield
-    text = str(report.longrepr) if report.failed else ""
-    _meet(item, report, text)
-    outcomes = COMM.allgather((item.nodeid, report.when, report.outcome, text))
-    if len({outcome[:3] for outcome in outcomes}) > 1 or report.failed:
-        report.outcome = "failed"
-        report.longrepr = _joined(outcomes)
-    return report
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item, nextitem):
+    """As pytest's own, but all ranks agree on the outcome before it is reported."""
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    reports = runtestprotocol(item, log=False, nextitem=nextitem)
+    _agree(item, reports)
+    for report in reports:
+        item.ihook.pytest_runtest_logreport(report=report)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True
 
 
-def _meet(item, report, text):
-    """Wait until all ranks are here. One that failed gives the others, which may be stuck in the
-    same test, only a moment; then it ends the job."""
-    arrived = COMM.Ibarrier()
+def _agree(item, reports):
+    """If the test failed anywhere, or ended in different ways, it fails everywhere, once."""
+    failed = [report for report in reports if report.failed]
+    text = "\n".join(f"({report.when}) {report.longrepr}" for report in failed)
+    mine = bytes([FAILED if failed else SKIPPED if any(r.skipped for r in reports) else PASSED])
+    outcomes = bytearray(COMM.size)
+    _wait(item, COMM.Iallgather(mine, outcomes), text)
+    if set(outcomes) in ({PASSED}, {SKIPPED}):
+        return
+    longrepr = _joined(outcomes, COMM.allgather(text))
+    for report in reports:
+        report.outcome, report.longrepr = "passed", None
+        vars(report).pop("wasxfail", None)
+    chosen = next((report for report in reports if report.when == "call"), reports[0])
+    chosen.outcome, chosen.longrepr = "failed", longrepr
+
+
+def _wait(item, request, text):
+    """Until all ranks are here. One that failed gives the others, which may be stuck in the same
+    test, only a moment; then it ends the job."""
     deadline = time.monotonic() + GRACE_SECONDS
-    while not arrived.Test():
-        if report.failed and time.monotonic() > deadline:
-            message = (f"\n{item.nodeid} ({report.when}) failed on rank {COMM.rank} of "
-                       f"{COMM.size}; not all others came to its end:\n{text}\n")  # fmt: skip
+    while not request.Test():
+        if text and time.monotonic() > deadline:
+            message = (f"\n{item.nodeid} failed on rank {COMM.rank} of {COMM.size}; not all others "
+                       f"came to its end:\n{text}\n")  # fmt: skip
             os.write(item.config.stash[STDERR], message.encode())
             MPI.COMM_WORLD.Abort(1)
         time.sleep(0.0005)
 
 
-def _joined(outcomes):
+def _joined(outcomes, texts):
     """One text for all ranks: which ones failed, each rank's outcome, equal reports once."""
-    ranks_of, failed = {}, []
-    for rank, (nodeid, when, outcome, text) in enumerate(outcomes):
-        ranks_of.setdefault(text or f"{outcome}: {nodeid} ({when})", []).append(str(rank))
-        failed += [str(rank)] if outcome == "failed" else []
+    words = {PASSED: "passed", SKIPPED: "skipped", FAILED: "failed"}
+    failed = [str(rank) for rank, outcome in enumerate(outcomes) if outcome == FAILED]
+    ranks_of = {}
+    for rank, (outcome, text) in enumerate(zip(outcomes, texts, strict=True)):
+        ranks_of.setdefault(text or words[outcome], []).append(str(rank))
     first = f"failed on rank {', '.join(failed)} of {COMM.size}" if failed else "the ranks disagree"
     return "\n".join([first] + [
         f"---- rank {', '.join(ranks)} ----\n{text}" for text, ranks in ranks_of.items()])
