@@ -1,10 +1,8 @@
-/* The engine: who drives, who waits, and the thread.
+/* The engine: who drives, and the thread.
 
    Whoever holds `drive` moves all operations. A waiting caller drives itself, so that a result reaches it without a
    change of threads; the progress thread drives while nobody waits. Both back off when nothing moves: a machine
    may have more ranks than cores. */
-#define _GNU_SOURCE
-#include <sched.h>
 #include <stdlib.h>
 #include <time.h>
 #ifdef __linux__
@@ -18,50 +16,6 @@ static double monotonic(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-static void relax(void)
-{
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ __volatile__("yield");
-#endif
-}
-
-/* Spin for some microseconds, then sleep for short times. No sched_yield: where more processes want to run than there
-   are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. */
-#define SPINS 64
-#define SHORT_SLEEPS 1000
-
-typedef struct { unsigned idle; int slack; } pace;
-
-static void back_off(pace *p, bool moved)
-{
-    p->idle = moved ? 0 : p->idle + 1;
-    if (p->idle == 0)
-        return;
-    if (p->idle < SPINS) {
-        relax();
-        return;
-    }
-#ifdef __linux__
-    if (!p->slack) {                             /* with the usual slack of 50 us, a sleep of 20 takes 70 */
-        p->slack = prctl(PR_GET_TIMERSLACK, 0, 0, 0, 0);
-        prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
-    }
-#endif
-    struct timespec pause = {0, p->idle < SPINS + SHORT_SLEEPS ? 20000 : 50000};
-    nanosleep(&pause, NULL);
-}
-
-static void restore_slack(const pace *p)
-{
-#ifdef __linux__
-    if (p->slack > 0)
-        prctl(PR_SET_TIMERSLACK, p->slack, 0, 0, 0);
-#endif
-    (void)p;
 }
 
 /* -- driving: with `drive` held -------------------------------------------------------------------- */
@@ -135,7 +89,7 @@ static bool drive_exchange(gtcb_exchange *x)
     return moved;
 }
 
-static bool drive_all(gtcb_engine *engine)
+bool gtcb_drive_all(gtcb_engine *engine)
 {
     bool moved = false;
     for (gtcb_exchange *x = engine->exchanges; x; x = x->next)
@@ -147,7 +101,7 @@ bool gtcb_engine_progress(gtcb_engine *engine)
 {
     if (pthread_mutex_trylock(&engine->drive) != 0)
         return false;
-    bool moved = !engine->stopped && drive_all(engine);
+    bool moved = !engine->stopped && gtcb_drive_all(engine);
     pthread_mutex_unlock(&engine->drive);
     return moved;
 }
@@ -158,7 +112,7 @@ static void *progress_thread(void *self)
 #ifdef __linux__
     prctl(PR_SET_NAME, "gtcbmuf", 0, 0, 0);
 #endif
-    pace p = {0, 0};
+    gtcb_pace p = {0, 0};
     while (!atomic_load(&engine->stop)) {
         pthread_mutex_lock(&engine->lock);
         while (!atomic_load(&engine->stop) && (atomic_load(&engine->unfinished) == 0 || atomic_load(&engine->waiters) > 0)) {
@@ -166,67 +120,9 @@ static void *progress_thread(void *self)
             p.idle = 0;
         }
         pthread_mutex_unlock(&engine->lock);
-        back_off(&p, atomic_load(&engine->stop) || gtcb_engine_progress(engine));
+        gtcb_back_off(&p, atomic_load(&engine->stop) || gtcb_engine_progress(engine));
     }
     return NULL;
-}
-
-/* -- waiting ---------------------------------------------------------------------------------------- */
-
-/* The thread sleeps while somebody waits; when the last waiter leaves work behind, it must go on. */
-static void wake_thread(gtcb_engine *engine)
-{
-    if (!engine->has_thread || atomic_load(&engine->unfinished) == 0 || atomic_load(&engine->waiters) > 0)
-        return;
-    pthread_mutex_lock(&engine->lock);
-    pthread_cond_signal(&engine->work);
-    pthread_mutex_unlock(&engine->lock);
-}
-
-static void sleep_until_done(gtcb_op *op, double seconds)
-{
-    gtcb_engine *engine = op->exchange->engine;
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    long nanoseconds = until.tv_nsec + (long)(1e9 * (seconds < 0.001 ? seconds : 0.001));
-    until.tv_sec += nanoseconds / 1000000000;
-    until.tv_nsec = nanoseconds % 1000000000;
-    pthread_mutex_lock(&engine->lock);
-    if (!atomic_load(&op->done))
-        pthread_cond_timedwait(&engine->done, &engine->lock, &until);
-    pthread_mutex_unlock(&engine->lock);
-}
-
-bool gtcb_op_wait(gtcb_op *op, double seconds)
-{
-    if (atomic_load(&op->done))
-        return true;
-    gtcb_exchange *x = op->exchange;
-    gtcb_engine *engine = x->engine;
-    double begin = engine->settings.now(), now = begin;
-    unsigned held = 0;
-    pace p = {0, 0};
-    atomic_fetch_add(&engine->waiters, 1);
-    while (!atomic_load(&op->done) && now - begin < seconds) {
-        if (pthread_mutex_trylock(&engine->drive) == 0) {
-            bool moved = !engine->stopped && drive_all(engine);
-            pthread_mutex_unlock(&engine->drive);
-            back_off(&p, moved || atomic_load(&op->done));
-            held = 0;
-        } else if (held++ < 200) {
-            sched_yield();                           /* the thread is about to leave */
-        } else {
-            sleep_until_done(op, begin + seconds - now);     /* somebody else drives */
-        }
-        now = engine->settings.now();
-    }
-    restore_slack(&p);
-    atomic_fetch_sub(&engine->waiters, 1);
-    wake_thread(engine);
-    pthread_mutex_lock(&engine->lock);
-    x->counters.wait_seconds += now - begin;
-    pthread_mutex_unlock(&engine->lock);
-    return atomic_load(&op->done);
 }
 
 /* -- posting ---------------------------------------------------------------------------------------- */

@@ -144,6 +144,10 @@ void gtcb_exchange_stop(gtcb_exchange *exchange, const gtcb_failure *failure);
 uint64_t gtcb_first_not_begun(gtcb_exchange *exchange);
 bool gtcb_mark_late(gtcb_op *op);
 void gtcb_engine_enqueue(gtcb_op *op);      /* without `drive` */
+bool gtcb_drive_all(gtcb_engine *engine);   /* one round; true if anything moved */
+
+typedef struct gtcb_pace { unsigned idle; int slack; } gtcb_pace;
+void gtcb_back_off(gtcb_pace *pace, bool moved);
 
 /* farewell.c: how the others learn that this rank has failed. `end`: the first operation that it will not finish. */
 void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure, uint64_t end);

@@ -1,0 +1,98 @@
+/* The ends of operations: what became of them, giving up, giving back. */
+#include <stdio.h>
+
+#include "exchange/internal.h"
+
+bool gtcb_op_done(const gtcb_op *op) { return atomic_load(&op->done); }
+const gtcb_failure *gtcb_op_failure(const gtcb_op *op) { return &op->failure; }
+bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank) { return op->late[rank]; }
+uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
+uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
+
+/* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent. */
+bool gtcb_mark_late(gtcb_op *op)
+{
+    bool any = false;
+    for (int sends = 0; sends < 2 && !any; sends++)
+        for (size_t i = 0; i < op->batch.count; i++)
+            if (sends || op->batch.pending[i].slot != GTCB_NO_SLOT) {
+                op->late[op->batch.pending[i].peer] = 1;
+                any = true;
+            }
+    return any;
+}
+
+static void unlink_op(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    pthread_mutex_lock(&x->engine->lock);
+    gtcb_op *last = NULL;
+    for (gtcb_op **link = &x->queue; *link; link = &(*link)->next) {
+        if (*link == op) {
+            *link = op->next;
+            if (x->queue_end == op)
+                x->queue_end = last;
+            break;
+        }
+        last = *link;
+    }
+    pthread_mutex_unlock(&x->engine->lock);
+    for (gtcb_op **link = &x->active; *link; link = &(*link)->next)
+        if (*link == op) {
+            *link = op->next;
+            x->active_count--;
+            break;
+        }
+    op->next = NULL;
+}
+
+void gtcb_op_give_up(gtcb_op *op, double waited)
+{
+    gtcb_exchange *x = op->exchange;
+    pthread_mutex_lock(&x->engine->drive);
+    if (!atomic_load(&op->done)) {
+        char text[512] = "", what[160];
+        size_t length = 0;
+        gtcb_op *held = op->stage == GTCB_QUEUED && x->active ? x->active : op;     /* the one in its way */
+        if (op->stage == GTCB_QUEUED)
+            memset(op->late, 0, x->size);
+        if (gtcb_mark_late(held))
+            memcpy(op->late, held->late, x->size);
+        uint32_t first = UINT32_MAX;
+        for (uint32_t r = 0; r < x->size; r++)
+            if (op->late[r]) {
+                if (length + 24 < sizeof text)
+                    length += (size_t)snprintf(text + length, sizeof text - length, "%s%u", length ? ", " : "", r);
+                first = first == UINT32_MAX ? r : first;
+            }
+        gtcb_op_fail(op, GTCB_DEADLINE, first == UINT32_MAX ? x->rank : first,
+                     "rank %u waited %.1f s in %s, sequence %llu, for the %s of rank %s", x->rank, waited,
+                     gtcb_op_describe(op, what, sizeof what), (unsigned long long)op->sequence,
+                     held->stage == GTCB_BODIES ? "body" : "header", length ? text : "(nobody)");
+        op->unsent = op->stage == GTCB_QUEUED;
+        gtcb_exchange_fail(x, &op->failure, x->active ? x->active->sequence : op->sequence);
+        unlink_op(op);
+        gtcb_op_finish(op);
+        gtcb_exchange_stop(x, &op->failure);         /* the others will not do better */
+    }
+    pthread_mutex_unlock(&x->engine->drive);
+}
+
+bool gtcb_op_release(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    if (!atomic_load(&op->done) || op->batch.count)
+        return false;
+    size_t kept = 0;
+    pthread_mutex_lock(&x->engine->lock);
+    for (gtcb_op *other = x->idle; other; other = other->next)
+        kept += other->operation == op->operation && other->bucket == op->bucket;
+    if (kept < GTCB_KEPT) {
+        op->next = x->idle;
+        x->idle = op;
+    }
+    pthread_mutex_unlock(&x->engine->lock);
+    if (kept >= GTCB_KEPT)
+        gtcb_op_destroy(op);
+    return true;
+}
