@@ -3,7 +3,7 @@
 Found by training with virtual workers in one process (the equations of GTC and BMUF, no MPI) on
 `extract.npz`, seed 0, judged by the error on `dev` alone; README.md gives the error on `test` with
 other seeds. The budget was twenty trials, most of 6 epochs and some 40 s of one core. The errors
-in the comments below are of one seed each: less than 0.5 points apart says nothing.
+in the comments below are of one seed each: less than a point apart says nothing.
 """
 
 from dataclasses import dataclass
