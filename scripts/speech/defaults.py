@@ -2,7 +2,7 @@
 
 Found by training with virtual workers in one process (the equations of GTC and BMUF, no MPI) on
 `extract.npz`, seed 0, judged by the error on `dev` alone; README.md gives the error on `test` with
-other seeds. The budget was twenty trials, most of 6 epochs and some 40 s of one core. The errors
+another seed. The budget was twenty trials, most of 6 epochs and some 40 s of one core. The errors
 in the comments below are of one seed each: less than a point apart says nothing.
 """
 
