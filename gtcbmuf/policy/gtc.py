@@ -48,7 +48,7 @@ class GTC(Strategy):
     """
 
     threshold: float | None = None
-    thresholds: Mapping[str, float] = field(default_factory=dict)
+    thresholds: Mapping[str, float] = field(default_factory=dict, hash=False)
     density: float | None = None
     dense_below: int = 1024
     max_message_bytes: int | None = None

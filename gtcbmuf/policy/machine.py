@@ -33,6 +33,7 @@ class NoBlocks:
 
     begun = whole_next = finalized = False
     global_params = None
+    blocks = 0
 
     def begin(self, vector: np.ndarray) -> None:
         pass
@@ -129,14 +130,14 @@ class Machine:
         """Before the first update, and again to train on after `finalize`.
 
         Takes the model for W, unless a warm-up comes first or a state was loaded. Raises
-        MismatchError, on all ranks, if ranks differ in settings, parameters, steps or model.
+        MismatchError, on all ranks, if ranks differ in settings, parameters, progress or model.
         """
         vector = self._read(model)
         shared = self._blocks.shared if self._blocks.begun else [vector]
         facts = {
             "strategy or settings": digest(describe(self.strategy)),
             "parameters (name, shape, dtype, order)": digest(self.layout.fingerprint),
-            "number of steps done": self.steps,
+            "number of steps or blocks done": self._blocks.blocks or self.steps,
             "model; broadcast the parameters from rank 0 first": digest(*shared),
         }
         yield from agree(self.groups.world, facts)

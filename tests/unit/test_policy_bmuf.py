@@ -249,6 +249,13 @@ def test_a_rank_without_data_waits_at_the_end_for_the_others():
         yield from worker.finalize(model)
 
     lockstep([whole_run(r, w, m) for r, (w, m) in enumerate(zip(team.workers, team.models))])
+    finals = [m.vector.copy() for m in team.models]
+    resumed = Team(BMUF(sync_period=4, block_momentum=0.5), 3)
+    for worker, state in zip(resumed.workers, team.states()):
+        worker.load_state_dict(state)
+    for again in (team, resumed):  # that steps differ is no obstacle
+        again.start()
+    assert same([m.vector for m in team.models], [m.vector for m in resumed.models])
     block = oracle.Block(START, block_momentum=0.5)
     for steps in (range(4), range(4, 8), range(8, 10)):
         ends, weights = [], []
@@ -259,7 +266,8 @@ def test_a_rank_without_data_waits_at_the_end_for_the_others():
             ends.append(at)
             weights.append(2 * len(mine))
         block.synchronise(ends, weights)
-    assert all(m.vector.tobytes() == block.w.tobytes() for m in team.models)
+    assert all(final.tobytes() == block.w.tobytes() for final in finals)
+    assert all(m.vector.tobytes() == block.start.tobytes() for m in team.models)
 
 
 def test_a_rank_that_is_blocks_behind_is_named_at_the_end():

@@ -244,6 +244,7 @@ def test_settings_that_make_no_sense(settings, says):
 
 def test_settings_are_frozen_and_compare():
     assert GTC(threshold=1) == GTC(threshold=1) != GTC(threshold=2)
+    assert len({GTC(thresholds={"a": 1}), GTC(thresholds={"a": 1}), GTC(thresholds={"a": 2})}) == 2
     with pytest.raises(AttributeError):
         GTC(threshold=1).threshold = 2
     assert TENSORS[0].elements == 200
