@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import weakref
 
 import numpy as np
 import torch
@@ -29,7 +28,10 @@ class GradientReducer:
         self.opened = False
         self.enabled = True  # False inside no_sync()
         self.lock = threading.Lock()  # autograd has one thread per device
-        self.handles = [self._hook(i) for i in range(len(named))]
+        self.handles = [
+            n.parameter.register_post_accumulate_grad_hook(lambda _, i=i: self.count(i))
+            for i, n in enumerate(named)
+        ]  # hooks keep this object alive, not the wrapper: that one removes them when it goes
 
     def attach(self, worker) -> None:
         self.worker = worker
@@ -54,16 +56,6 @@ class GradientReducer:
             handle.remove()
 
     # -- during backward ------------------------------------------------------------------------
-
-    def _hook(self, number: int):
-        reducer = weakref.ref(self)  # a hook must not keep the wrapper alive
-
-        def hook(parameter):
-            me = reducer()
-            if me is not None:
-                me.count(number)
-
-        return self.named[number].parameter.register_post_accumulate_grad_hook(hook)
 
     def count(self, number: int) -> None:
         with self.lock:

@@ -7,10 +7,10 @@ import torch
 
 
 def to_torch(value):
-    """Every NumPy array in nested dicts, lists and tuples as a tensor, copied; NumPy scalars as
-    Python's."""
+    """Every NumPy array in nested dicts, lists and tuples as a tensor on the same memory; NumPy
+    scalars as Python's."""
     if isinstance(value, np.ndarray):
-        return torch.from_numpy(value.copy())
+        return torch.from_numpy(value)
     if isinstance(value, np.generic):
         return value.item()
     return _map(to_torch, value)
@@ -19,7 +19,7 @@ def to_torch(value):
 def to_numpy(value):
     """The way back."""
     if isinstance(value, torch.Tensor):
-        return value.detach().cpu().numpy().copy()
+        return value.detach().cpu().numpy()
     return _map(to_numpy, value)
 
 

@@ -18,9 +18,6 @@ from gtcbmuf.torch import (
     HybridOptimizer,
 )
 
-NO_DENSE = {"threshold": 0.01, "dense_below": 0}
-
-
 # -- alone it is the optimizer inside ------------------------------------------------------------
 
 

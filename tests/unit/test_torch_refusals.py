@@ -153,6 +153,14 @@ def test_backward_after_synchronize(strategy, no_sync):
         oracle.loss(net, 0, 5).backward()
 
 
+def test_backward_after_an_early_synchronize():
+    net, opt = wrapped("mlp", "sgd", Dense(), alone(), backward_passes_per_step=2)
+    oracle.loss(net, 0, 0).backward()
+    opt.synchronize()  # after one of two passes
+    with pytest.raises(RuntimeError, match=r"after synchronize\(\) and before step\(\)"):
+        oracle.loss(net, 0, 1).backward()
+
+
 def test_skip_synchronize_without_synchronize():
     for opt in (one(Dense())[1], wrap()):
         words = pytest.raises(RuntimeError, match=r"synchronize\(\) was not called")

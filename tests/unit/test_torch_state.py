@@ -229,6 +229,21 @@ def test_training_goes_on_after_finalize():
     assert np.array_equal(train_virtual(nets, 2, first=4), train_virtual(twin, 2, first=4))
 
 
+def test_a_state_saved_after_finalize_wants_resume_too():
+    nets = virtual("mlp", "sgd", BMUF(sync_period=2), [[0], [1]])
+    train_virtual(nets, 4)
+    start = oracle.flat(nets[0][0])
+    lockstep([opt._finalize_generator() for _, opt in nets])
+    again = virtual("mlp", "sgd", BMUF(sync_period=2), [[0], [1]])
+    for (net, opt), (old, state) in zip(again, nets, strict=True):
+        net.load_state_dict(old.state_dict())
+        opt.load_state_dict(state.state_dict())
+    with pytest.raises(RuntimeError, match="resume"):
+        again[0][1].step()
+    lockstep([opt._resume_generator() for _, opt in again])
+    assert np.array_equal(oracle.flat(again[0][0]), start)
+
+
 # -- letting go ---------------------------------------------------------------------------------------------
 
 

@@ -132,6 +132,16 @@ def test_zero_grad_after_synchronize_drops_the_step():
     assert same(net, ref[0])
 
 
+def test_gradients_may_be_cleared_by_the_module_after_step():
+    runs = wrapped("mlp", "sgd", Dense(), alone()), plain("sgd")
+    for step in range(3):
+        for net, opt in runs:
+            oracle.loss(net, 0, step).backward()
+            opt.step()
+            net.zero_grad()
+    assert same(runs[0][0], runs[1][0])
+
+
 # -- overlap and order -------------------------------------------------------------------------------
 
 

@@ -44,6 +44,12 @@ def test_halves_are_rounded_once():
     assert all(g.tolist() == [2050.0] for g in got)  # step by step it would stay at 2048
 
 
+@pytest.mark.parametrize("big, wanted", [(2.0**30, 1.0), (2.0**60, 0.0)])
+def test_halves_are_added_in_float64_in_rank_order(big, wanted):
+    values = [(torch.tensor([x], dtype=torch.bfloat16), Sum) for x in (big, 1.0, -big)]
+    assert all(g.tolist() == [wanted] for g in everywhere(verbs._allreduce, *values))
+
+
 def test_a_result_carries_no_gradient_and_shares_no_memory():
     leaf = torch.ones(2, requires_grad=True)
     for g in everywhere(verbs._allreduce, *[(leaf, Average)] * 3):
@@ -163,10 +169,13 @@ def test_broadcast_parameters(monkeypatch, form, batch_bytes):
     monkeypatch.setattr(broadcasts, "BATCH_BYTES", batch_bytes)
     nets = [model(rank) for rank in range(RANKS)]
     wanted = {n: t.clone() for n, t in nets[1].state_dict().items()}
+    groups = world([[0, 1, 2]])
     results(
         broadcasts._broadcast_parameters(g.world, broadcasts._pairs(getattr(net, form)()), 1)
-        for g, net in zip(world([[0, 1, 2]]), nets, strict=True)
+        for g, net in zip(groups, nets, strict=True)
     )
+    tensors = len(getattr(nets[0], form)()) if form == "state_dict" else 4
+    assert groups[0].world.sequence == (1 if batch_bytes > 1 else tensors)  # messages
     for net in nets:
         for name, tensor in net.state_dict().items():
             if form == "state_dict" or name in dict(net.named_parameters()):
