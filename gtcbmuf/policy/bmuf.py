@@ -144,12 +144,11 @@ class Sides:
 
 
 class Rows(NamedTuple):
-    """Of each rank, int64 [size]: closed blocks; steps and samples in this one; is it at its end."""
+    """Of each rank, int64 [size]: closed blocks; steps and samples in the running one."""
 
     blocks: np.ndarray
     steps: np.ndarray
     samples: np.ndarray
-    leaving: np.ndarray
 
 
 class Blocks:
@@ -185,7 +184,7 @@ class Blocks:
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         """One more step in the block; the last one closes it. A refused one does not count."""
         if self.steps + 1 == self.settings.sync_period:
-            rows = yield from self._meet(self.steps + 1, self.samples + samples, leaving=False)
+            rows = yield from self._meet(self.steps + 1, self.samples + samples)
             yield from self._close(model, rows.samples)
         else:
             self.steps += 1
@@ -198,8 +197,8 @@ class Blocks:
         with W_start and without weight in the blocks that others still close.
         """
         while True:
-            rows = yield from self._meet(self.steps, self.samples, leaving=True)
-            if rows.leaving.all() and not rows.steps.any():
+            rows = yield from self._meet(self.steps, self.samples)
+            if not rows.steps.any():  # whoever comes from after_update has taken some
                 break
             yield from self._close(model, rows.samples)
         model.write(self.filter.params)
@@ -212,9 +211,9 @@ class Blocks:
         model.write(vector)
         self.finalized = False
 
-    def _meet(self, steps: int, samples: int, leaving: bool) -> Generator[None, None, Rows]:
+    def _meet(self, steps: int, samples: int) -> Generator[None, None, Rows]:
         """What every rank brings to the end of a block."""
-        table = yield from gather_integers(self.world, [self.blocks, steps, samples, leaving])
+        table = yield from gather_integers(self.world, [self.blocks, steps, samples])
         rows = Rows(*table.T)
         check_same(rows.blocks, "number of blocks done")
         return rows
