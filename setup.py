@@ -30,6 +30,13 @@ def newest(paths):
     return max(os.path.getmtime(path) for path in paths)
 
 
+def nanobind_header():
+    """Installed anew with each version of nanobind; not in `depends`, which may only name the project's own files."""
+    import nanobind
+
+    return os.path.join(nanobind.include_dir(), "nanobind", "nanobind.h")
+
+
 class BuildExt(build_ext):
     """C flags for C, C++ flags for C++; objects in parallel; an object is kept if nothing it may include is newer."""
 
@@ -45,7 +52,8 @@ class BuildExt(build_ext):
 
             def one(item):
                 target, (source, suffix) = item
-                fresh = os.path.exists(target) and os.path.getmtime(target) > newest([source, *ext.depends])
+                includes = [source, *ext.depends, nanobind_header()]
+                fresh = os.path.exists(target) and os.path.getmtime(target) > newest(includes)
                 if self.force or not fresh:
                     flags = C_FLAGS if suffix == ".c" else CXX_FLAGS
                     compile_one(target, source, suffix, arguments, flags, pp)
@@ -74,7 +82,7 @@ def extension():
         include_dirs=["csrc", nanobind.include_dir(), bind, os.path.join(bind, "..", "ext", "robin_map", "include")],
         define_macros=[("NDEBUG", None), ("NB_COMPACT_ASSERTIONS", None)],
         libraries=["dl", "m"],
-        extra_link_args=["-pthread", "-Wl,-s" if sys.platform.startswith("linux") else "-pthread"],
+        extra_link_args=["-pthread", *(["-Wl,-s"] if sys.platform.startswith("linux") else [])],
         language="c++",
     )
 
