@@ -89,8 +89,12 @@ INLINE size_t stage32(const gtcb_piece *p, size_t i, __mmask32 lanes, uint16_t *
     __m512i signs = _mm512_srli_epi16(_mm512_permutex2var_epi16(_mm512_castps_si512(t0), tops, _mm512_castps_si512(t1)), 15);
     __m512i even = _mm512_add_epi16(_mm512_slli_epi16(iota16(), 1), _mm512_set1_epi16((short)(2 * (p->first + i))));
     sent &= lanes;
-    _mm512_storeu_si512(words, _mm512_maskz_compress_epi16(sent, _mm512_or_si512(even, signs)));
-    return (size_t)_mm_popcnt_u32(sent);
+    const size_t count = (size_t)_mm_popcnt_u32(sent);
+    __m512i compressed = _mm512_maskz_compress_epi16(sent, _mm512_or_si512(even, signs));
+    _mm_storeu_si128((__m128i *)words, _mm512_castsi512_si128(compressed));
+    if (count > 8)      /* seldom: and a store of 64 bytes nearly always crosses a cache line */
+        _mm512_storeu_si512(words, compressed);
+    return count;
 }
 
 INLINE size_t stage_as(const gtcb_piece *p, uint16_t *words, bool *non_finite, gtcb_dtype dtype, bool stream)

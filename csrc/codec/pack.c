@@ -12,25 +12,30 @@ static const uint16_t *words_of(const gtcb_staged *s, size_t chunk) { return s->
 
 /* -- which body -------------------------------------------------------------------------------------- */
 
-/* Index of the element with that number; *chunk is one at or before its chunk, and becomes it. */
-static uint64_t index_of(const gtcb_staged *s, uint64_t number, size_t *chunk)
+/* The word of the last element of a block; *chunk is one at or before its chunk, and becomes it. */
+static const uint16_t *last_word(const gtcb_staged *s, uint64_t block, size_t *chunk)
 {
+    const uint64_t number = block * GTCB_BLOCK + gtcb_block_count(s->sent, block) - 1;
     while (number >= s->chunks[*chunk].start + s->chunks[*chunk].count)
         ++*chunk;
-    return (uint64_t)*chunk * GTCB_CHUNK + (words_of(s, *chunk)[number - s->chunks[*chunk].start] >> 1);
+    return words_of(s, *chunk) + (number - s->chunks[*chunk].start);
 }
 
 /* The exact length of a packed body; notes where each group of blocks begins. */
 static uint64_t lay_out_blocks(const gtcb_staged *s)
 {
-    uint64_t blocks = gtcb_blocks(s->sent), at = 8 * blocks, base = 0;
-    size_t chunk = 0;
+    const uint64_t blocks = gtcb_blocks(s->sent), ahead = 16;
+    uint64_t at = 8 * blocks, base = 0, asked = 0;
+    size_t chunk = 0, asked_chunk = 0;
     for (uint64_t b = 0; b < blocks; b++) {
+        for (; asked < blocks && asked < b + ahead; asked++)        /* one word in each of many cache lines */
+            __builtin_prefetch(last_word(s, asked, &asked_chunk));
         at = gtcb_align8(at);
         if (b % GTCB_GROUP == 0)
             s->groups[b / GTCB_GROUP] = (gtcb_group){.offset = at, .base = base};
         uint64_t count = gtcb_block_count(s->sent, b);
-        uint64_t end = index_of(s, b * GTCB_BLOCK + count - 1, &chunk) + 1;
+        const uint16_t word = *last_word(s, b, &chunk);
+        uint64_t end = (uint64_t)chunk * GTCB_CHUNK + (word >> 1) + 1;
         at += gtcb_block_layout(end - base, count).bytes;
         base = end;
     }
@@ -140,6 +145,21 @@ static gtcb_layout pack_block(const gtcb_staged *s, reader *r, size_t count, uin
     return y;
 }
 
+/* The words were written chunk by chunk, each in a place of its own: too short runs for the processor to foresee. */
+static void prefetch_block(const gtcb_staged *s, reader *r, uint64_t block)
+{
+    const uint16_t *words;
+    uint64_t first;
+    if (block >= gtcb_blocks(s->sent))
+        return;
+    const size_t count = gtcb_block_count(s->sent, block);
+    for (size_t done = 0, run; done < count; done += run) {
+        run = next_run(s, r, count - done, &words, &first);
+        for (size_t i = 0; i < run; i += 64 / sizeof *words)
+            __builtin_prefetch(words + i);
+    }
+}
+
 static void write_group(void *context, size_t g)
 {
     const packer *p = context;
@@ -148,8 +168,12 @@ static void write_group(void *context, size_t g)
     const uint64_t blocks = gtcb_blocks(s->sent), first = (uint64_t)g * GTCB_GROUP;
     const uint64_t last = blocks - first < GTCB_GROUP ? blocks : first + GTCB_GROUP;
     uint64_t at = group->offset, base = group->base, sum = 0, span = 0;
-    reader r = seek(s, first * GTCB_BLOCK);
+    const uint64_t lead = 2;
+    reader r = seek(s, first * GTCB_BLOCK), ahead = r;
+    for (uint64_t b = first; b < first + lead; b++)
+        prefetch_block(s, &ahead, b);
     for (uint64_t b = first; b < last; b++) {
+        prefetch_block(s, &ahead, b + lead);
         uint8_t block[GTCB_BLOCK_BYTES + GTCB_PAD];
         gtcb_layout y = pack_block(s, &r, gtcb_block_count(s->sent, b), base, block, &span);
         uint64_t next = b + 1 < blocks ? gtcb_align8(at + y.bytes) : p->body_bytes;
