@@ -139,7 +139,7 @@ def as_segment(gradient: torch.Tensor) -> np.ndarray:
     """1-D and contiguous, on the host; bfloat16 as its uint16 bits. Shares memory if it can."""
     flat = gradient.detach().cpu().contiguous().view(-1)
     if flat.dtype == torch.bfloat16:
-        return flat.view(torch.uint16).numpy()
+        return flat.view(torch.int16).numpy().view(np.uint16)  # torch < 2.3 has no uint16
     return flat.numpy()
 
 

@@ -111,6 +111,33 @@ def test_buckets_are_exchanged_while_backward_runs(comm):
     assert np.array_equal(oracle.flat(net), oracle.gtc("mlp", "sgd", comm.size, 2, TAU)[0][-1])
 
 
+def test_a_verb_between_backward_and_step(comm):
+    net, opt = wrapped("mlp", "sgd", gtc(bucket_bytes=4))
+    for step in range(3):
+        opt.zero_grad()
+        value = oracle.loss(net, comm.rank, step)
+        value.backward()
+        mean = hvd.allreduce(value.detach(), name="loss")
+        opt.step()
+        assert mean.item() == pytest.approx(np.mean(comm.allgather(value.item())))
+    assert np.array_equal(oracle.flat(net), oracle.gtc("mlp", "sgd", comm.size, 3, TAU)[0][-1])
+
+
+@pytest.mark.parametrize("name", ["gtc density", "bmuf nesterov", "hybrid nesterov"])
+def test_a_resumed_run_goes_on_with_the_same_bits(comm, tmp_path, name):
+    strategy, _ = all_strategies(comm.size)[name]
+    net, opt = wrapped("lstm", "adam", strategy)
+    train_rank(net, opt, comm.rank, 4)  # in the middle of a block
+    file = tmp_path / f"{comm.rank}.pt"
+    torch.save([net.state_dict(), opt.state_dict()], file)
+    wanted = train_rank(net, opt, comm.rank, 4, first=4)
+    opt.remove_hooks()
+    net, opt = wrapped("lstm", "adam", strategy)
+    for part, state in zip((net, opt), torch.load(file), strict=True):
+        part.load_state_dict(state)
+    assert np.array_equal(train_rank(net, opt, comm.rank, 4, first=4), wanted)
+
+
 def test_lbfgs_takes_the_same_decisions_everywhere(comm):
     net = oracle.mlp()
     opt = hvd.DistributedOptimizer(torch.optim.LBFGS(net.parameters(), max_iter=5))

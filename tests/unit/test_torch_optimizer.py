@@ -1,7 +1,9 @@
 """DistributedOptimizer as a torch optimizer: all that a training script does with one."""
 
+import contextlib
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch_oracle as oracle
@@ -136,6 +138,28 @@ def test_a_group_may_be_added_before_the_first_step():
     assert same(net, ref)
     with pytest.raises(RuntimeError, match="add_param_group.. after the first step"):
         opts[0].add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+
+
+def test_two_wrappers_as_in_a_gan():
+    def train(wrap, unwanted):
+        torch.manual_seed(0)
+        g, d = torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)
+        opts = [wrap(torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)) for net in (g, d)]
+        for step in range(4):
+            noise = torch.full((3, 2), 0.1 * step)
+            opts[1].zero_grad()
+            (d(g(noise).detach()) ** 2).mean().backward()
+            opts[1].step()
+            opts[0].zero_grad()
+            with unwanted(opts[1]):
+                ((d(g(noise)) - 1) ** 2).mean().backward()
+            opts[0].step()
+        return np.concatenate([oracle.flat(g), oracle.flat(d)])
+
+    mine = train(
+        lambda opt: DistributedOptimizer(opt, exchanges=alone()), lambda opt: opt.no_sync()
+    )
+    assert np.array_equal(mine, train(lambda opt: opt, lambda opt: contextlib.nullcontext()))
 
 
 # -- the strategy in the name ----------------------------------------------------------------------------------
