@@ -120,6 +120,10 @@ class MpiExchange:
     def sequence(self, value: int) -> None:
         self._core.sequence = value
 
+    def max_sent(self, elements: int, message_bytes: int) -> int:
+        """Most elements of a bucket that a message of so many bytes is sure to hold; 0: none."""
+        return _core.max_sent(elements, message_bytes)
+
     def post_encode(
         self, bucket, segments: Sequence, residual_in, residual_out, threshold, *,
         max_sent=None, dtype=None,

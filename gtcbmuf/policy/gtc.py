@@ -24,7 +24,6 @@ from gtcbmuf.policy.threshold import (
     ThresholdRules,
     check_density,
     float32_threshold,
-    max_sent,
 )
 from gtcbmuf.policy.worker import Exchange, Groups, Ticket
 
@@ -104,16 +103,16 @@ class GTC(Strategy):
     def _lane(self, bucket: Bucket, exchange: Exchange):
         if bucket.dense:
             return DenseLane(bucket, exchange, self.average)
-        cap = self._cap(bucket)
+        cap = self._cap(bucket, exchange)
         controller = None
         if self.density is not None:
             controller = DensityController.of(self.density, bucket.elements, exchange.size)
         return GTCLane(bucket, exchange, self.average, cap, controller)
 
-    def _cap(self, bucket: Bucket) -> int | None:
+    def _cap(self, bucket: Bucket, exchange: Exchange) -> int | None:
         if self.max_message_bytes is None:
             return None
-        cap = max_sent(bucket.elements, self.max_message_bytes)
+        cap = exchange.max_sent(bucket.elements, self.max_message_bytes)
         wanted = max(1, (self.density or 0) * bucket.elements)
         if cap < wanted:
             raise SettingsError(

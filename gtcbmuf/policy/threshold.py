@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -106,23 +105,3 @@ def check_density(density: float | None) -> None:
             f"density={density!r}: the share of elements to be sent in a step, more than 0 and "
             "less than 1; 0.001 to 0.01 are usual."
         )
-
-
-def max_sent(elements: int, message_bytes: int) -> int:
-    """Most elements m of a bucket with bound(elements, m) <= message_bytes; 0: not even one.
-
-    docs/message-format.md gives the bound; a test holds this to gtcbmuf.backends.
-    """
-    low, high = 0, elements + 1
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _bound(elements, middle) <= message_bytes else (low, middle)
-    return low
-
-
-def _bound(n: int, k: int) -> int:
-    if k == 0:
-        return 64
-    l, blocks = int(math.log2(2 * n // k)), -(-k // 1024)
-    packed = 17 * blocks + -(-(k * (l + 1) + -(-2 * n // 2**l)) // 8)
-    return 64 + min(packed, -(-n // 4), 4 * k if n <= 2**31 else packed)

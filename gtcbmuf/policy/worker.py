@@ -39,6 +39,7 @@ class Exchange(Protocol):
     size: int
     sequence: int  # of the next operation; see docs/layers.md
 
+    def max_sent(self, elements: int, message_bytes: int) -> int: ...
     def post_encode(
         self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None
     ) -> Ticket: ...

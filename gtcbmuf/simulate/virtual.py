@@ -74,6 +74,9 @@ class VirtualExchange:
             raise ValueError(f"sequence {value} is before {self._sequence}, the next one")
         self._sequence = value
 
+    def max_sent(self, elements: int, message_bytes: int) -> int:
+        return self._channel.codec.max_sent(elements, message_bytes)
+
     def post_encode(
         self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None
     ) -> VirtualTicket:
