@@ -13,7 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gtcbmuf import _core
+try:
+    from gtcbmuf import _core
+except ImportError as error:
+    raise ImportError(
+        "exchanges over MPI need the extension gtcbmuf._core, which was not built or does not load "
+        f"({error}): install gtcbmuf again with a C and C++ compiler at hand"
+    ) from error
 from gtcbmuf.backends.layout import Header, parse_header
 from gtcbmuf.errors import (
     DeadlineError,
