@@ -172,6 +172,13 @@ class MpiExchange:
             core = getattr(self._core, name)(*arguments)
         except _core.CodecError as error:
             raise _closed_or_broken(error) from error
+        except TypeError as error:
+            if "incompatible function arguments" not in str(error):
+                raise
+            raise TypeError(
+                f"{name}: arrays must be contiguous, in the CPU's memory, and writable where they are "
+                "written to; residuals are float32. Pass np.ascontiguousarray(...), or a copy"
+            ) from error
         return Ticket(self, core, dtype)
 
     def counters(self) -> dict[str, float]:

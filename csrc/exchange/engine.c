@@ -215,4 +215,3 @@ void gtcb_engine_free(gtcb_engine *engine)
 }
 
 const gtcb_engine_settings *gtcb_engine_get_settings(const gtcb_engine *engine) { return &engine->settings; }
-const gtcb_executor *gtcb_engine_executor(gtcb_engine *engine) { return gtcb_pool_executor(engine->pool); }

@@ -22,7 +22,7 @@ typedef struct gtcb_engine_settings {
     gtcb_mpi mpi;
     const gtcb_variant *variant;
     size_t threads;            /* for encode and decode, 1 or more */
-    bool progress_thread;      /* needs MPI_THREAD_MULTIPLE */
+    bool progress_thread;      /* needs MPI_THREAD_MULTIPLE, which the caller has seen to */
     size_t piece_bytes;        /* GTCB_PIECE_BYTES; at least 1, less for tests */
     size_t direct_bytes;       /* reduce and broadcast up to this length in one round, without shards */
     double (*now)(void);       /* seconds of any origin; NULL: the monotonic clock */
@@ -34,7 +34,6 @@ void gtcb_engine_close(gtcb_engine *engine);
 /* After gtcb_engine_close and all gtcb_exchange_free; not at all if an exchange had to be left alone. */
 void gtcb_engine_free(gtcb_engine *engine);
 const gtcb_engine_settings *gtcb_engine_get_settings(const gtcb_engine *engine);
-const gtcb_executor *gtcb_engine_executor(gtcb_engine *engine);    /* NULL with one thread */
 /* One round of work, for who drives without a thread; true if anything moved. */
 bool gtcb_engine_progress(gtcb_engine *engine);
 

@@ -14,7 +14,6 @@ static const struct { const char *name; size_t offset; } FUNCTIONS[] = {
     {"MPI_Comm_rank", offsetof(gtcb_mpi, comm_rank)},
     {"MPI_Get_library_version", offsetof(gtcb_mpi, get_library_version)},
     {"MPI_Error_string", offsetof(gtcb_mpi, error_string)},
-    {"MPI_Query_thread", offsetof(gtcb_mpi, query_thread)},
 };
 
 gtcb_status gtcb_mpi_lookup(const char *path, gtcb_handle byte, gtcb_mpi *out, char *text, size_t text_bytes)

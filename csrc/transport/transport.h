@@ -28,7 +28,6 @@ typedef struct gtcb_mpi {
     int (*comm_rank)(gtcb_handle comm, int *rank);
     int (*get_library_version)(char *text, int *length);
     int (*error_string)(int code, char *text, int *length);
-    int (*query_thread)(int *provided);
     gtcb_handle byte;                /* MPI_BYTE */
 } gtcb_mpi;
 

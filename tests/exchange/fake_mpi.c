@@ -156,11 +156,10 @@ static int comm_size(gtcb_handle comm, int *size) { *size = ((member *)comm)->wo
 static int comm_rank(gtcb_handle comm, int *rank) { *rank = ((member *)comm)->rank; return 0; }
 static int version(char *text, int *length) { *length = sprintf(text, "fake MPI") + 1; return 0; }
 static int error(int code, char *text, int *length) { *length = sprintf(text, "fake error %d", code); return 0; }
-static int thread(int *provided) { *provided = 3; return 0; }
 
 gtcb_mpi fake_table(void)
 {
     gtcb_mpi table = {.isend = isend, .irecv = irecv, .test = test, .iprobe = iprobe, .comm_size = comm_size, .comm_rank = comm_rank,
-                      .get_library_version = version, .error_string = error, .query_thread = thread, .byte = 1};
+                      .get_library_version = version, .error_string = error, .byte = 1};
     return table;
 }

@@ -171,9 +171,9 @@ def test_allreduce_takes_floats_that_can_be_written(exchange):
         exchange.post_allreduce(np.zeros(3, np.uint8))
     fixed = np.zeros(3, np.float32)
     fixed.flags.writeable = False
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="contiguous, in the CPU's memory, and writable"):
         exchange.post_allreduce(fixed)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="contiguous"):
         exchange.post_allreduce(np.zeros(6, np.float32)[::2])
     assert exchange.sequence == 0
 
