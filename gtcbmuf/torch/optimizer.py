@@ -88,8 +88,7 @@ class DistributedOptimizer(Wrapper):
         if self._reducer is not None:
             self._reducer.remove()
             self._finalizer.detach()
-        self._reducer = GradientReducer(named, self._passes)
-        self._reducer.attach(self._worker)
+        self._reducer = GradientReducer(named, self._passes, self._worker)
         self._finalizer = weakref.finalize(self, _let_go, self._reducer)
 
     # -- a step -------------------------------------------------------------------------------------

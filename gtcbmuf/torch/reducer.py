@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import torch
 
+from gtcbmuf.policy import Worker
 from gtcbmuf.torch.parameters import Named, dtype_name
 
 
@@ -14,17 +15,15 @@ class GradientReducer:
     """Counts gradients as backward makes them ready, and posts each bucket when it is complete.
 
     Buckets are posted in the order of the worker's layout; one that is complete before its turn
-    is held back, so that all ranks post in the same order. Until `open` (the ranks agree on what
-    they train) gradients are counted only.
+    is held back, so that all ranks post in the same order. Until `opened` (the ranks agree on
+    what they train) gradients are counted only.
 
     A posted gradient belongs to the exchange until `collect`: `collect` checks that nobody wrote
     to it in between.
     """
 
-    def __init__(self, named: list[Named], passes: int):
-        self.named = named
-        self.passes = passes
-        self.worker = None
+    def __init__(self, named: list[Named], passes: int, worker: Worker):
+        self.named, self.passes, self.worker = named, passes, worker
         self.opened = False
         self.enabled = True  # False inside no_sync()
         self.lock = threading.Lock()  # autograd has one thread per device
@@ -32,9 +31,6 @@ class GradientReducer:
             n.parameter.register_post_accumulate_grad_hook(lambda _, i=i: self.count(i))
             for i, n in enumerate(named)
         ]  # hooks keep this object alive, not the wrapper: that one removes them when it goes
-
-    def attach(self, worker) -> None:
-        self.worker = worker
         self.reset()
 
     def reset(self) -> None:
@@ -110,6 +106,7 @@ class GradientReducer:
 
     # -- after the exchange ----------------------------------------------------------------------
 
+    @torch.no_grad()
     def collect(self) -> None:
         """The group's gradient into .grad of every parameter, in its own dtype."""
         self._check_untouched()
@@ -118,8 +115,7 @@ class GradientReducer:
             for number, offset in zip(bucket.numbers, bucket.offsets, strict=True):
                 gradient = self.posted[number][0]
                 part = values[offset : offset + gradient.numel()]
-                with torch.no_grad():
-                    gradient.copy_(part.view(gradient.shape))
+                gradient.copy_(part.view(gradient.shape))
         self.borrowed.clear()
         self.posted.clear()
         self.collected = True
