@@ -32,9 +32,9 @@ find_python() {
 }
 
 check_compilers() {
-    command -v "${CC:-cc}" >/dev/null || command -v gcc >/dev/null ||
+    command -v "${CC:-cc}" >/dev/null || { [ -z "${CC:-}" ] && command -v gcc >/dev/null; } ||
         die "a C compiler is needed (Debian: apt install build-essential; or set CC)"
-    command -v "${CXX:-c++}" >/dev/null || command -v g++ >/dev/null ||
+    command -v "${CXX:-c++}" >/dev/null || { [ -z "${CXX:-}" ] && command -v g++ >/dev/null; } ||
         die "a C++ compiler is needed (Debian: apt install build-essential; or set CXX)"
 }
 
