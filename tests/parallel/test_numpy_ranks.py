@@ -9,7 +9,7 @@ from gtcbmuf.errors import MismatchError, NonFiniteError
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid, lockstep, run
 from gtcbmuf.simulate import virtual_world
 
-STEPS = 14
+STEPS = 200
 STRATEGIES = {
     "dense": Dense(),
     "gtc": GTC(threshold=0.5, warmup_steps=2),
@@ -65,6 +65,7 @@ def bits(opt, model):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_the_bits_of_virtual_workers(comm, name):
+    """And the replicas of a group are one model."""
     strategy = named(name, comm.size)
     model = params()
     opt = strategy.bind(model)
@@ -76,14 +77,29 @@ def test_the_bits_of_virtual_workers(comm, name):
         descend(model, gradients)
         opt.after_update(1 + comm.rank)
 
-    virtual = [params() for _ in range(comm.size)]
-    groups = virtual_world(comm.size, None if strategy.groups == "world" else strategy.groups)
-    opts = [strategy.bind(m, groups=g) for m, g in zip(virtual, groups)]
+    expected = comm.bcast(virtual_bits(strategy, comm.size, begin) if comm.rank == 0 else None)
+    assert bits(opt, model) == expected[comm.rank]
+    if isinstance(strategy, BMUF):
+        return
+    replicas = comm.allgather([array.tobytes() for array in model.values()])
+    for members in virtual_world(comm.size, group_spec(strategy))[0].members:
+        assert all(replicas[rank] == replicas[members[0]] for rank in members)
+
+
+def group_spec(strategy):
+    return None if strategy.groups == "world" else strategy.groups
+
+
+def virtual_bits(strategy, size, begin):
+    """What the ranks should end with, from as many virtual workers in this process."""
+    models = [params() for _ in range(size)]
+    groups = virtual_world(size, group_spec(strategy))
+    opts = [strategy.bind(m, groups=g) for m, g in zip(models, groups)]
     lockstep([each.starting() for each in opts])
     for each in groups:
         each.world.sequence = begin
-    lockstep([training(rank, *each) for rank, each in enumerate(zip(opts, virtual))])
-    assert bits(opt, model) == bits(opts[comm.rank], virtual[comm.rank])
+    lockstep([training(rank, *each) for rank, each in enumerate(zip(opts, models))])
+    return [bits(*each) for each in zip(opts, models)]
 
 
 @pytest.mark.parametrize("refused", [1, 6])
