@@ -26,6 +26,7 @@ class _Runtime:
     world: Any
     exchanges: list = field(default_factory=list)  # (exchange, its communicator)
     groups: dict = field(default_factory=dict)
+    keyval: int | None = None  # of the attribute by which MPI_Finalize tells us
 
 
 _runtime: _Runtime | None = None
@@ -157,6 +158,7 @@ def shutdown() -> None:
     clean = _close(runtime)
     atexit.unregister(_close)
     runtime.MPI.COMM_SELF.Delete_attr(runtime.keyval)
+    runtime.MPI.Comm.Free_keyval(runtime.keyval)
     if clean:
         for _, comm in runtime.exchanges:
             comm.Free()
