@@ -92,7 +92,8 @@ static void check_headers(void)
     EXPECT(6, uint8_t, 1, GTCB_BAD_HEADER);     /* an announcement has no body */
     EXPECT(7, uint8_t, 1, GTCB_BAD_HEADER);
     EXPECT(8, uint64_t, 199, GTCB_BAD_HEADER);
-    EXPECT(8, uint64_t, 1000, GTCB_BAD_BODY);   /* the span exceeds it */
+    EXPECT(8, uint64_t, 1394, GTCB_OK);         /* the span */
+    EXPECT(8, uint64_t, 1393, GTCB_BAD_BODY);
     EXPECT(8, uint64_t, (UINT64_C(1) << 60) + 1, GTCB_BAD_HEADER);
     EXPECT(16, uint64_t, 0, GTCB_BAD_HEADER);
     EXPECT(16, uint64_t, 199, GTCB_BAD_BODY);
@@ -109,6 +110,13 @@ static void check_headers(void)
     EXPECT(64, uint64_t, UINT64_MAX, GTCB_BAD_BODY);
     CHECK(m[bytes - 1] != 0, "the last bit of uppers is 1");
     EXPECT(bytes - 1, uint8_t, 0, GTCB_BAD_BODY);
+    /* l = floor(log2(13)) = 3; the last v is 2787 = 2 * 1393 + 1, its low 3 bits are bits 597 to 599 of the lows */
+    const size_t last_low = 64 + 8 + 597 / 8;
+    const uint8_t others = m[last_low] & 31;
+    CHECK(m[last_low] >> 5 == 2787 % 8, "the place of the last low");
+    EXPECT(last_low, uint8_t, (uint8_t)(others | 2 << 5), GTCB_OK);
+    for (int low = 4; low < 8; low++)           /* an index beyond the block */
+        EXPECT(last_low, uint8_t, (uint8_t)(others | low << 5), GTCB_BAD_BODY);
     for (size_t bit = 0; bit < 8 * bytes; bit++) {
         m[bit / 8] ^= (uint8_t)(1 << bit % 8);
         CHECK(validate(m, bytes) != GTCB_OK, "flip of bit %zu passes", bit);
@@ -142,8 +150,13 @@ static void check_headers(void)
     m = oracle_message(&job, all, 0, &bytes);
     CHECK(bytes == 64 && m[5] == GTCB_WORDS, "empty");
     EXPECT(5, uint8_t, GTCB_PACKED, GTCB_OK);
-    EXPECT(6, uint8_t, 1, GTCB_OK);
     EXPECT(16, uint64_t, 21, GTCB_BAD_HEADER);
+    m[6] = 1;                                   /* an announcement: element 0, 20, 21 of 21 */
+    repair(m, 64);
+    EXPECT(16, uint64_t, 20, GTCB_OK);
+    EXPECT(16, uint64_t, 21, GTCB_BAD_HEADER);
+    EXPECT(8, uint64_t, UINT64_C(1) << 40, GTCB_OK);
+    EXPECT(5, uint8_t, GTCB_PACKED, GTCB_BAD_HEADER);
     free(m);
 }
 

@@ -137,6 +137,26 @@ static void check_bucket(size_t n, gtcb_dtype dtype, pattern p, double density, 
         free(b.memory[i]);
 }
 
+/* Blocks that end around the border of a tile (2^17 elements, as enough of them are sent). There are more than 32 tiles,
+   so that a task has two of them and goes on from one to the next. */
+static void check_tile_borders(void)
+{
+    const uint64_t n = 34 << 17, k = 630000, last = 18 * 1024 - 1;     /* number of a block's last element */
+    uint64_t *numbers = must(malloc(8 * k));
+    for (uint64_t end = (1 << 17) - 3; end < (1 << 17) + 3; end++) {
+        gtcb_encode_job job = {.elements = n, .threshold = 0.5f};
+        size_t bytes;
+        for (uint64_t i = 0; i < k; i++)
+            numbers[i] = 2 * (7 * i + end - 7 * last) + (i & 1);
+        uint8_t *message = oracle_message(&job, numbers, k, &bytes);
+        CHECK(message[5] == GTCB_PACKED, "kind");
+        check_decode(message, bytes, n);
+        cases++;
+        free(message);
+    }
+    free(numbers);
+}
+
 static void check_random_bucket(size_t n, gtcb_dtype dtype)
 {
     static const double densities[] = {0, 0.0001, 0.001, 0.01, 0.1, 0.3, 0.6, 1};
@@ -164,6 +184,7 @@ int main(int argc, char **argv)
             for (uint64_t m = 1; m <= 3000; m += 1 + m / 3)
                 check_bucket(50000, dtype, RANDOM, 0.05, 3, m, 0);
         }
+    check_tile_borders();
     for (int kind = 1; kind <= 3; kind++)
         CHECK(seen[kind] > 10, "kind %d occurred %lu times", kind, seen[kind]);
     CHECK(seen_announcements > 10 && seen_caps > 10, "announcements %lu, caps %lu", seen_announcements, seen_caps);
