@@ -103,7 +103,7 @@ install_library() { # environment
     fi
     say "installing gtcbmuf into ${1#"$ROOT"/}"
     "$1/bin/pip" install -qq --force-reinstall --no-deps "$wheel"
-    "$1/bin/pip" install -qq "gtcbmuf" # what it depends on, should the lists above have missed any
+    "$1/bin/pip" install -qq "$wheel" # what it depends on, should the lists above have missed any
     echo "$key" >"$1/.library"
 }
 
