@@ -103,13 +103,15 @@ gtcb_status gtcb_write_raw_header(const gtcb_variant *v, gtcb_element element, c
 
 /* The checks that need no body; `bytes` is at least 64 bytes long. */
 gtcb_status gtcb_read_header(const void *bytes, gtcb_header *out);
-/* All checks of docs/message-format.md 1 to 4. `header_bytes` and `body` may lie apart. */
+/* All checks of docs/message-format.md 1 to 4. `header_bytes` and `body` may lie apart. A sound announcement is
+   GTCB_OK here (see gtcb_header.flags); gtcb_decode_add refuses it. */
 gtcb_status gtcb_validate(const gtcb_variant *v, const void *header_bytes, const void *body, size_t body_bytes);
 
 typedef struct gtcb_message { const void *header; const void *body; } gtcb_message;   /* validated */
 
 /* dense[i] += q, messages in the given order; the same bits for every variant and executor. All messages must
-   have passed gtcb_validate and have `elements` elements (checked: GTCB_MISMATCH, nothing written). */
+   have passed gtcb_validate and have `elements` elements. Nothing is written if one is raw or has another number
+   of elements (GTCB_MISMATCH), or announces a NaN or infinity (GTCB_NON_FINITE). */
 gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages, size_t count,
                             float *dense, uint64_t elements, const gtcb_executor *executor);
 
