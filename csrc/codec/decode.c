@@ -160,11 +160,12 @@ static void place_cursors(void *context, size_t i)
     }
 }
 
-/* If the elements of all messages touch most cache lines, a tile is one that fits the cache. If not, there is nothing to
-   keep in a cache; then a tile is wider than the blocks, as a block that lies in two tiles is unpacked twice. */
+/* If the elements of all messages touch a third of the cache lines or more, a tile is one that fits the cache. If not,
+   there is little to keep in a cache; then a tile is wider than most blocks, as a block that lies in two tiles is
+   unpacked twice. */
 static void cut(decoder *d, uint64_t sent)
 {
-    d->warm = sent > d->elements / (LINE / 2);
+    d->warm = sent > d->elements / (2 * LINE);
     d->tile = CACHED_TILE;
     while (!d->warm && d->tile < MAX_TILE)
         d->tile *= 2;
