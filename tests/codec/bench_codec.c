@@ -39,6 +39,12 @@ __attribute__((noinline)) static void add_arrays(float *restrict a, const float 
         a[i] += b[i];
 }
 
+__attribute__((noinline)) static void triad(float *restrict a, const float *restrict b, const float *restrict c, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        a[i] = b[i] + 3.0f * c[i];
+}
+
 enum { MAX_ROUNDS = 101, MAX_MESSAGES = 64 };
 
 typedef struct bench {
@@ -83,6 +89,27 @@ static void check_against_scalar(bench *b)
     gtcb_decode_add(b->v, &m, 1, b->residual, b->n, NULL);
     CHECK(memcmp(b->residual, b->other, b->n * 4) == 0, "sum");
     free(expected);
+}
+
+/* What the memory gives: GB/s of bytes that the program names (a store that first reads its line moves more). */
+static void bench_memory(bench *b)
+{
+    double copy[MAX_ROUNDS], sum[MAX_ROUNDS], add[MAX_ROUNDS];
+    for (size_t r = 0; r < b->rounds; r++) {
+        double t0 = now();
+        memcpy(b->residual, b->initial, b->n * 4);
+        double t1 = now();
+        triad(b->residual, b->initial, b->gradient, b->n);
+        double t2 = now();
+        add_arrays(b->residual, b->gradient, b->n);
+        double t3 = now();
+        copy[r] = t1 - t0;
+        sum[r] = t2 - t1;
+        add[r] = t3 - t2;
+    }
+    double bytes = 4e-9 * (double)b->n;
+    printf("memory, GB/s: copy %.1f  triad %.1f  a+=b %.1f\n", 2 * bytes / median(copy, b->rounds),
+           3 * bytes / median(sum, b->rounds), 3 * bytes / median(add, b->rounds));
 }
 
 static void bench_encode(bench *b, double density)
@@ -164,6 +191,8 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < MAX_MESSAGES; i++)
         b.messages[i] = must(malloc(b.capacity));
     printf("%s, %zu float32, one thread, median of %zu rounds\n", gtcb_variant_name(b.v), b.n, b.rounds);
+    fill(&b, densities[0], 1);
+    bench_memory(&b);
     for (size_t i = 0; i < 4; i++) {
         fill(&b, densities[i], 1);
         check_against_scalar(&b);
