@@ -105,7 +105,7 @@ def main():
     plot_records([{**run, "strategy": NAMES[name]} for name, run in records.items()],
                  options.out / "results.png", "Phone recognition, frame error on held-out speech")  # fmt: skip
     print(f"\n{table(records)}\n")
-    print("test error: share of frames of unseen recordings whose phone is wrong. exchange: share of the\n"
+    print("test error: share of frames of held-out recordings whose phone is wrong. exchange: share of the\n"
           "training time that a rank waited for others; on a machine with fewer cores than ranks that\n"
           f"is mostly waiting for a core. {options.out}/results.json and results.png have the details.\n"
           f"{time.monotonic() - begin:.0f} s in all")  # fmt: skip
