@@ -48,23 +48,23 @@ def init() -> None:
     place = (local.bcast(comm.rank), MPI.Get_processor_name())
     runtime = _Runtime(MPI, comm, comm.allgather(place), local.rank, local.size, None, None)
     local.Free()
-    _together(comm, lambda: _start(runtime, settings))
+    runtime.engine = _together(comm, lambda: _engine(runtime, settings))
+    runtime.world = _open(runtime, comm.Dup())
     _runtime = runtime
     _watch_the_end(runtime)
 
 
-def _start(runtime, settings):
-    """The engine (whose self-test compares its MPI with mpi4py's) and the exchange of all ranks."""
+def _engine(runtime, settings):
+    """Its self-test compares the MPI that the extension found with mpi4py's."""
     from gtcbmuf import exchange  # needs the extension, which groups and doctor do without
 
-    runtime.engine = exchange.Engine(
+    return exchange.Engine(
         runtime.comm,
         variant=settings.variant,
         threads=settings.threads or config.default_threads(runtime.local_size),
         progress_thread=_may_use_a_thread(runtime.MPI, settings),
         timeout_seconds=settings.timeout_seconds,
     )
-    runtime.world = _open(runtime, runtime.comm.Dup())
 
 
 def _may_use_a_thread(MPI, settings):

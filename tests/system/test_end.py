@@ -60,9 +60,21 @@ def test_a_lower_thread_level_works_without_the_thread():
     assert output.count("thread False") == 2 or output.count("thread True") == 2  # MPI may give more
 
 
-def test_environments_that_make_no_sense_end_all_ranks():
-    code = ("import os\nif os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1':\n"
-            "    os.environ['GTCBMUF_THREADS'] = 'many'\n" + INIT)  # fmt: skip
-    status, output, _ = job(2, "-c", code)
-    assert status != 0
-    assert "rank 1: GTCBMUF_THREADS='many': allowed is an integer" in output
+@pytest.mark.parametrize("name, value, message", [
+    ("GTCBMUF_THREADS", "many", "GTCBMUF_THREADS='many': allowed is an integer"),
+    ("GTCBMUF_VARIANT", "sse17", "variant 'sse17' does not exist"),
+])  # fmt: skip
+def test_what_only_one_rank_cannot_do_ends_all_ranks(name, value, message):
+    code = f"""
+import os
+if os.environ.get('OMPI_COMM_WORLD_RANK', os.environ.get('PMI_RANK')) == '1':
+    os.environ['{name}'] = '{value}'
+import gtcbmuf
+try:
+    gtcbmuf.init()
+except Exception as error:
+    print(f'{{type(error).__name__}}: {{error}}\\n', end='')
+"""
+    status, output, seconds = job(3, "-c", code)
+    assert status == 0 and seconds < 30
+    assert output.count(f"rank 1: {message}") == 3 == output.count("Error: ")
