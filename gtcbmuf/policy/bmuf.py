@@ -7,7 +7,7 @@ with intra-block parallel optimization and blockwise model-update filtering", IC
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -155,6 +155,7 @@ class Blocks:
     """Blocks of steps over one exchange, all of whose ranks are participants."""
 
     whole_next = False
+    make_filter: Callable[..., BlockFilter] = BlockFilter  # (settings, participants, W)
 
     def __init__(self, settings: BMUF, layout: Layout, world: Exchange, leaders: Sequence[int]):
         self.settings, self.layout, self.world = settings, layout, world
@@ -179,7 +180,7 @@ class Blocks:
 
     def begin(self, vector: np.ndarray) -> None:
         """The model as all ranks have it becomes W; Δ is 0."""
-        self.filter = BlockFilter(self.settings, len(self.leaders), vector)
+        self.filter = self.make_filter(self.settings, len(self.leaders), vector)
 
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         """One more step in the block; the last one closes it. A refused one does not count."""
@@ -225,18 +226,18 @@ class Blocks:
                 "no rank has seen a sample in this block, so there is no weighted mean of models: "
                 "pass samples > 0 on at least one rank, or None to count steps."
             )
-        vector = np.empty_like(self.filter.params)
-        yield from self._exchange(model, vector, samples)
+        yield from self._exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
+        vector = np.empty_like(self.filter.params)
         self.filter.copy_start(vector)
         model.write(vector)
         model.at_block_boundary()
 
-    def _exchange(self, model: Model, vector: np.ndarray, samples: np.ndarray) -> Iterator[None]:
+    def _exchange(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
         weight = int(samples[self.world.rank])
-        self._local_delta(model, vector)
+        vector = self._local_delta(model)
         ticket = self.world.post_allreduce(vector, weight=weight)
         sides = Sides(model, self.world, weight)
         yield
@@ -244,11 +245,13 @@ class Blocks:
         self.filter.update(vector)
         sides.commit()
 
-    def _local_delta(self, model: Model, vector: np.ndarray) -> None:
+    def _local_delta(self, model: Model) -> np.ndarray:
         """c_i = W_i - W_start"""
+        vector = np.empty_like(self.filter.params)
         model.read(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
             self.filter.subtract_start(vector)
+        return vector
 
     def _wait(self, ticket: Ticket, sides: Sequence[Ticket]) -> None:
         """For all; raises the first error, with the name of what is not finite."""

@@ -158,18 +158,22 @@ class GTCLane:
         )  # fmt: skip
 
     def commit(self, ticket: Ticket) -> None:
-        """gradient = Σ q over the workers in order of rank, / their number; then the next τ."""
+        """Takes the new residual, the sum, and the next τ."""
         if self._whole:
             self.residual.fill(0)
             return
         self.residual, self.gradient = self.gradient, self.residual
+        self.receive(ticket)
+        if self.controller is not None:
+            sent = sum(header.sent for header in ticket.headers)
+            self.threshold = self.controller.next(self.threshold, sent)
+
+    def receive(self, ticket: Ticket) -> None:
+        """gradient = Σ q over the workers in order of rank, / their number."""
         self.gradient.fill(0)
         ticket.decode_add(self.gradient)
         if self.average:
             self.gradient /= np.float32(self.exchange.size)
-        if self.controller is not None:
-            sent = sum(header.sent for header in ticket.headers)
-            self.threshold = self.controller.next(self.threshold, sent)
 
     def clear(self) -> None:
         self.residual.fill(0)

@@ -103,7 +103,7 @@ class GroupBlocks(Blocks):
         if self.residuals == "zero":
             self.gradients.clear()
 
-    def _exchange(self, model: Model, vector: np.ndarray, samples: np.ndarray) -> Iterator[None]:
+    def _exchange(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         """G = Σ samples_j (W_j - W_start) / Σ samples_j over groups j; W and Δ to all ranks.
 
         Ranks that do not lead reach the same points as those that do.
@@ -111,7 +111,7 @@ class GroupBlocks(Blocks):
         intra, inter = self.groups.intra, self.groups.inter
         block = None
         if inter is not None:
-            self._local_delta(model, vector)
+            vector = self._local_delta(model)
             weight = samples[list(self.groups.members[self.groups.index])].sum()
             block = inter.post_allreduce(vector, weight=int(weight))
         sides = Sides(model, self.world, int(samples[self.world.rank]))

@@ -19,7 +19,7 @@ import numpy as np
 
 from gtcbmuf.errors import MismatchError
 from gtcbmuf.policy.agreement import agree, digest
-from gtcbmuf.policy.gradients import GradientExchange
+from gtcbmuf.policy.gradients import GradientExchange, Lane
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.strategy import Strategy, describe
@@ -124,6 +124,18 @@ class Machine:
         if self.steps == self._warmup_steps:
             self._blocks.begin(self._read(model))
 
+    # -- virtual workers of one process ---------------------------------------------------------
+
+    def share(self, lane: Callable[[Lane], Lane], make_filter: Callable[..., Any]) -> None:
+        """Before `start`: lets this worker have memory in common with others of its process.
+
+        lane: gives what is to be used in place of a lane. make_filter: in place of BlockFilter.
+        gtcbmuf/simulate/memory.py has both.
+        """
+        if self._gradients is not None:
+            self._gradients.lanes = [lane(own) for own in self._gradients.lanes]
+        self._blocks.make_filter = make_filter
+
     # -- beginning and end ------------------------------------------------------------------------
 
     def start(self, model: Model) -> Iterator[None]:
@@ -132,17 +144,17 @@ class Machine:
         Takes the model for W, unless a warm-up comes first or a state was loaded. Raises
         MismatchError, on all ranks, if ranks differ in settings, parameters, progress or model.
         """
-        vector = self._read(model)
-        shared = self._blocks.shared if self._blocks.begun else [vector]
+        shared = self._blocks.shared if self._blocks.begun else [self._read(model)]
         facts = {
             "strategy or settings": digest(describe(self.strategy)),
             "parameters (name, shape, dtype, order)": digest(self.layout.fingerprint),
             "number of steps or blocks done": self._blocks.blocks or self.steps,
             "model; broadcast the parameters from rank 0 first": digest(*shared),
         }
+        del shared  # while this waits for others, their vectors need the memory
         yield from agree(self.groups.world, facts)
         if not self._blocks.begun and not self.warming_up:
-            self._blocks.begin(vector)
+            self._blocks.begin(self._read(model))
         if self._blocks.finalized:
             self._blocks.reopen(model)
         self._started = True
@@ -184,9 +196,10 @@ class Machine:
         """
         if self._active is not None and not self._active.idle:
             raise RuntimeError("state_dict() in the middle of a step; call it after `finish`")
-        return copy.deepcopy(self._state())
+        return copy.deepcopy(self.state())
 
-    def _state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """What state_dict() copies: its own arrays, not copies."""
         return {
             "version": STATE_VERSION,
             **self._identity(),
@@ -207,7 +220,7 @@ class Machine:
         for what, here in self._identity().items():
             if state.get(what) != here:
                 raise MismatchError(f"the state is of {what} {state.get(what)}; here it is {here}")
-        check_like(state, {**self._state(), "blocks": None}, "it")
+        check_like(state, {**self.state(), "blocks": None}, "it")
         self._blocks.check_state(state["blocks"])
         self.steps = state["steps"]
         if self._gradients is not None:
