@@ -64,6 +64,11 @@ class VirtualExchange:
         self._sequence = 0
 
     @property
+    def traffic(self) -> Traffic:
+        """Of all ranks of this communicator together."""
+        return self._channel.traffic
+
+    @property
     def sequence(self) -> int:
         """Of the next operation; may be set forward, on all ranks alike."""
         return self._sequence
@@ -134,12 +139,7 @@ class VirtualTicket:
     @property
     def bytes_sent(self) -> int:
         """What this rank would have sent to the others; of sums and broadcasts about that."""
-        peers, post = self._operation.size - 1, self._operation.posts[self._rank]
-        if post.name in ("post_encode", "post_allgather"):
-            return peers * len(post.message)
-        body = len(post.message) - HEADER_BYTES
-        shares = 2 if post.name.startswith("post_allreduce") else 1
-        return peers * (HEADER_BYTES + shares * body // self._operation.size)
+        return self._operation.bytes_sent(self._rank)
 
     def decode_add(self, dense: np.ndarray) -> None:
         self._operation.decode_add(dense)
@@ -147,6 +147,14 @@ class VirtualTicket:
     def arrays(self) -> list[np.ndarray]:
         """Read-only: all workers see the same memory."""
         return self._operation.results
+
+
+@dataclass
+class Traffic:
+    """Of completed operations: bytes as VirtualTicket.bytes_sent counts, quanta in messages."""
+
+    bytes_sent: int = 0
+    elements_sent: int = 0
 
 
 @dataclass
@@ -167,6 +175,7 @@ class _Channel:
     def __init__(self, size: int, codec: Codec):
         self.size, self.codec = size, codec
         self.incomplete: dict[int, _Operation] = {}  # by sequence
+        self.traffic = Traffic()
 
     def operation(self, sequence: int) -> _Operation:
         return self.incomplete.setdefault(sequence, _Operation(self, sequence))
@@ -181,6 +190,7 @@ class _Operation:
 
     def __init__(self, channel: _Channel, sequence: int):
         self.codec, self.size, self.sequence = channel.codec, channel.size, sequence
+        self.traffic = channel.traffic
         self.posts: dict[int, _Post] = {}
         self.headers: list[Header] = []
         self.error: GtcbmufError | None = None
@@ -204,6 +214,20 @@ class _Operation:
         self.error = self._disagreement(posts) or self._non_finite(posts)
         if self.error is None:
             _FINISH[posts[0].name](self, posts)
+            self._count(posts)
+
+    def bytes_sent(self, rank: int) -> int:
+        peers, post = self.size - 1, self.posts[rank]
+        if post.name in ("post_encode", "post_allgather"):
+            return peers * len(post.message)
+        body = len(post.message) - HEADER_BYTES
+        shares = 2 if post.name.startswith("post_allreduce") else 1
+        return peers * (HEADER_BYTES + shares * body // self.size)
+
+    def _count(self, posts: Sequence[_Post]) -> None:
+        self.traffic.bytes_sent += sum(map(self.bytes_sent, range(self.size)))
+        if posts[0].name == "post_encode":
+            self.traffic.elements_sent += sum(header.sent for header in self.headers)
 
     def _disagreement(self, posts: Sequence[_Post]) -> MismatchError | None:
         texts = [_describe(post, header) for post, header in zip(posts, self.headers)]
@@ -230,13 +254,13 @@ class _Operation:
                 acc += weight * post.body.view(dtype)[part].astype(np.float64)
             with np.errstate(invalid="ignore", over="ignore"):
                 result = (acc / total if posts[0].name.endswith("True)") else acc).astype(dtype)
-            for post in posts:
-                post.array[part] = result
+            for array in _distinct(posts):
+                array[part] = result
 
     def _broadcast(self, posts: Sequence[_Post]) -> None:
         body = posts[self.headers[0].sent].body
-        for post in posts:
-            _bytes_of(post.array)[:] = body
+        for array in _distinct(posts):
+            _bytes_of(array)[:] = body
 
     def _gather(self, posts: Sequence[_Post]) -> None:
         self.results = [post.body.view(post.array.dtype) for post in posts]
@@ -262,6 +286,11 @@ _FINISH: dict[str, Callable[[_Operation, Sequence[_Post]], None]] = {
     "post_allreduce(mean=True)": _Operation._reduce,
     "post_broadcast": _Operation._broadcast,
 }
+
+
+def _distinct(posts: Sequence[_Post]) -> list[np.ndarray]:
+    """The arrays of all posts; one that several workers have in common is there once."""
+    return list({id(post.array): post.array for post in posts}.values())
 
 
 def _describe(post: _Post, header: Header) -> str:
