@@ -34,6 +34,10 @@ class NonFiniteError(GtcbmufError):
         return type(self), (self.rank, self.bucket, self.index, self.parameter)
 
 
+class FileError(GtcbmufError):
+    """A file is damaged, of another version or of another run; says which, and the cure."""
+
+
 class DeadlineError(GtcbmufError):
     """An exchange was not complete when its time was up."""
 

@@ -1,0 +1,91 @@
+"""What virtual workers of one process have in common, so that a thousand of them fit in memory.
+
+Bytes for each parameter (float32), N workers in G groups; messages and the gradient being computed
+come on top, and so does what a back end needs for one message at a time:
+
+    GTC      4 N  residuals                         + 12, of the model, the sum and its copy
+    BMUF     4 N  models (12 N at a block's end)    + 8, of W and Δ
+    Hybrid   4 N  residuals                         + 12 G (20 G at a block's end) + 8
+    Dense    8 N  gradients and messages            + 4
+
+Under MPI a rank of GTC needs 8 beside its model. The difference is what makes a refused step
+cheap to undo (docs/layers.md, two buffers a bucket): here a refused step ends the run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gtcbmuf.policy import Worker
+from gtcbmuf.policy.bmuf import BMUF, BlockFilter
+from gtcbmuf.policy.gradients import Lane
+from gtcbmuf.policy.gtc import GTCLane
+
+
+class Sharing:
+    """What the workers of a run have in common."""
+
+    def __init__(self):
+        self._filter: CommonFilter | None = None
+        self._spares: dict[tuple[int, int], Spare] = {}  # by team and bucket
+
+    def join(self, worker: Worker, team: int) -> Worker:
+        """The worker, not yet started, sharing with those before it; team: with whom it exchanges
+        gradients. To be called for each worker when it has just been made: its own arrays go."""
+        worker.share(lambda lane: self._lane(lane, team), self._make_filter)
+        return worker
+
+    def _lane(self, lane: Lane, team: int) -> Lane:
+        if not isinstance(lane, GTCLane):
+            return lane
+        spare = self._spares.setdefault((team, lane.bucket.index), Spare(lane.gradient))
+        return TeamLane(lane, spare)
+
+    def _make_filter(self, settings: BMUF, participants: int, params: np.ndarray) -> CommonFilter:
+        if self._filter is None:
+            self._filter = CommonFilter(settings, participants, params)
+        return self._filter
+
+
+class Spare:
+    """The one array of a bucket that no worker of a team has its residual in."""
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+
+class TeamLane(GTCLane):
+    """Strom's step where a team of n workers has n + 1 arrays.
+
+    Each worker's new residual goes to the spare array, and its old one is the next worker's spare.
+    When all have posted, the last one's old residual is left over: the sum goes there, once.
+    """
+
+    def __init__(self, own: GTCLane, spare: Spare):
+        vars(self).update(vars(own))
+        self.spare, self.gradient = spare, spare.array
+
+    def post(self, segments, whole=False):
+        self.gradient = self.spare.array
+        ticket = super().post(segments, whole)
+        if not whole:
+            self.spare.array = self.residual
+        return ticket
+
+    def receive(self, ticket) -> None:
+        self.gradient = self.spare.array
+        if self.exchange.rank == 0:  # the first one in lockstep; the others' sum is the same
+            super().receive(ticket)
+
+
+class CommonFilter(BlockFilter):
+    """W and Δ, which all participants compute alike: the first one's update serves all."""
+
+    def __init__(self, settings: BMUF, participants: int, params: np.ndarray):
+        super().__init__(settings, participants, params)
+        self._participants, self._calls = participants, 0
+
+    def update(self, block_delta: np.ndarray) -> None:
+        if self._calls % self._participants == 0:
+            super().update(block_delta)
+        self._calls += 1
