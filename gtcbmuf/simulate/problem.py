@@ -87,11 +87,12 @@ class Schedule:
 
     def steps(self, workers: int) -> int:
         """Of all workers; SettingsError if the minibatches are not enough for one."""
+        check_count("workers", workers, 1)
         steps = (self.minibatches - self.alone) // workers
         if steps < 1:
             raise SettingsError(
-                f"{self.minibatches} minibatches, {self.alone} of them for one worker alone, are not "
-                f"enough for one step of {workers} workers: give more, or fewer workers."
+                f"{self.minibatches} minibatches, {self.alone} of them for one worker alone, are "
+                f"not enough for one step of {workers} workers: give more, or fewer workers."
             )
         return steps
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.policy import Strategy, lockstep
-from gtcbmuf.policy.strategy import check_count, describe
+from gtcbmuf.policy.strategy import describe
 from gtcbmuf.simulate import checkpoint, memory
 from gtcbmuf.simulate.problem import Problem, Schedule
 from gtcbmuf.simulate.sgd import SGD, clip
@@ -96,7 +96,6 @@ class Simulation:
         self, problem: Problem, strategy: Strategy, workers: int, groups=None, *,
         schedule: Schedule, codec=None,
     ):  # fmt: skip
-        check_count("workers", workers, 1)
         self.problem, self.strategy, self.schedule = problem, strategy, schedule
         self.total = schedule.steps(workers)
         self.groups = virtual_world(workers, group_spec(strategy, groups), codec)
