@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -105,13 +106,19 @@ class GradientExchange:
         self._sequence = None
 
 
+@functools.cache
+def _name(dtype: np.dtype) -> str:
+    """dtype.name, which NumPy puts together anew each time, in microseconds."""
+    return dtype.name
+
+
 def _check_segments(bucket: Bucket, segments: Sequence[np.ndarray]) -> None:
     dtype = "uint16" if bucket.dtype == "bfloat16" else bucket.dtype
     found = sum(segment.size for segment in segments)
     if found != bucket.elements:
         raise ValueError(f"bucket {bucket.index} has {bucket.elements} elements, not {found}")
     for segment in segments:
-        if segment.dtype.name not in (bucket.dtype, dtype) or segment.ndim != 1:
+        if _name(segment.dtype) not in (bucket.dtype, dtype) or segment.ndim != 1:
             raise ValueError(
                 f"bucket {bucket.index} takes 1-D arrays of {dtype}, "
                 f"not {segment.ndim}-D of {segment.dtype}"

@@ -111,6 +111,10 @@ class Simulation:
         self.course: list[dict[str, Any]] = []
         self._meter = Meter()
         self._gradient, self._scratch = np.empty((2, self.layout.elements), np.float32)
+        self._segments = [
+            [self._gradient[whole] for whole, _ in self._places(bucket)]
+            for bucket in self.layout.buckets
+        ]
 
     def _team(self, ranks: list[int], params: np.ndarray) -> Team:
         block = getattr(self.strategy, "bmuf", self.strategy)
@@ -181,8 +185,7 @@ class Simulation:
 
     def _post(self, rank: int) -> None:
         for bucket in self.layout.buckets:
-            parts = [self._gradient[part] for part, _ in self._places(bucket)]
-            self.workers[rank].post(bucket.index, parts)
+            self.workers[rank].post(bucket.index, self._segments[bucket.index])
 
     def _read_gradient(self, rank: int) -> None:
         for bucket in self.layout.buckets:

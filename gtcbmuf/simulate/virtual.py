@@ -15,6 +15,7 @@ import numpy as np
 
 from gtcbmuf import backends
 from gtcbmuf.backends import HEADER_BYTES, Codec, Header
+from gtcbmuf.backends.arguments import dtype_name
 from gtcbmuf.errors import DeadlineError, GtcbmufError, MismatchError, NonFiniteError
 from gtcbmuf.groups import Groups, form
 from gtcbmuf.simulate.mismatch import describe_odd
@@ -105,7 +106,7 @@ class VirtualExchange:
         return self._post_raw("post_allgather", _bytes_of(array), array, weight=1, bucket=bucket)
 
     def _post_raw(self, name, data, array, *, weight, bucket) -> VirtualTicket:
-        element = ELEMENTS[array.dtype.name]
+        element = ELEMENTS[dtype_name(array.dtype)]
         packed = OPERATIONS[name] << 28 | element << 24 | _checked(bucket)
         message = self._channel.codec.raw(
             data, weight=weight, sequence=self._sequence, bucket=packed, sender=self.rank
@@ -305,7 +306,7 @@ def _describe(post: _Post, header: Header) -> str:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    if array.dtype.name not in ELEMENTS:
+    if dtype_name(array.dtype) not in ELEMENTS:
         raise TypeError(f"an exchange takes uint8, float32 or float64, found {array.dtype}")
     return array.view(np.uint8)
 
