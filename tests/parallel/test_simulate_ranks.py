@@ -39,7 +39,7 @@ def test_ranks_with_the_numpy_adapter(comm, name):
     problem, total = LeastSquares(), STEPS * comm.size
     params, gradient = problem.start(), np.empty(problem.elements, np.float32)
     buffer = np.zeros_like(params)
-    views = lambda vector: {t.name: vector[at : at + t.elements].reshape(t.shape)  # noqa: E731
+    views = lambda vector: {t.name: vector[at : at + t.elements].reshape(t.shape)
                             for t, at in zip(problem.tensors, run.layout.offsets)}  # fmt: skip
     opt = strategy.bind(views(params))
     for step in range(STEPS):

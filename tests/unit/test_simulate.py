@@ -132,7 +132,7 @@ def test_momentum_and_clipping():
                 0
             ][-1]
         else:
-            local = lambda r, s, p: update(r, s, p, gradient(r, s, p))  # noqa: B023, E731
+            local = lambda r, s, p: update(r, s, p, gradient(r, s, p))  # noqa: B023
             wanted = oracle.bmuf_run(problem.start(), local, period=PERIOD, **BLOCK, **settings)[
                 -1
             ][0]

@@ -15,13 +15,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import accuracy_table  # noqa: E402
-import simulate_speech  # noqa: E402
-from speech import data  # noqa: E402
-from speech.fast import CompilerError, SpeechProblem, compile_gradient  # noqa: E402
-from speech.model import cross_entropy, frame_error_rate  # noqa: E402
+import accuracy_table
+import simulate_speech
+from speech import data
+from speech.fast import CompilerError, SpeechProblem, compile_gradient
+from speech.model import cross_entropy, frame_error_rate
 
-from gtcbmuf.simulate import results  # noqa: E402
+from gtcbmuf.simulate import results
 
 
 @pytest.fixture(scope="module")
