@@ -8,6 +8,7 @@ makes a table of them. A run that was interrupted goes on where it last saved it
 import argparse
 import hashlib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -135,6 +136,8 @@ def run(options, state: Path) -> dict:
         return {**record, "failed": str(error)}
     finally:
         bar.close()
+    if not math.isfinite(result.course[-1]["loss"]):  # one worker alone exchanges nothing
+        return {**record, "failed": "the loss is not finite (NaN)"}
     return {**record, **result.course[-1], "density": result.density, "course": result.course,
             "bytes_sent_per_worker_and_step": result.bytes_sent, "seconds": result.seconds}  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from gtcbmuf.policy import Tensor
 from gtcbmuf.policy.strategy import check_count, check_number
 
 Rate = Callable[[float], float] | float
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class Problem(Protocol):
@@ -81,7 +81,7 @@ class Schedule:
         """For the step that begins after `done` minibatches."""
         rate = self.alone_rate if alone and self.alone_rate is not None else self.learning_rate
         value = rate(done / self.minibatches) if callable(rate) else rate
-        if not math.isfinite(value):
+        if not 0 <= value <= LARGEST:
             raise SettingsError(f"the learning rate after {done} minibatches is {value}")
         return np.float32(value)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.policy import Strategy, lockstep
+from gtcbmuf.policy import Dense, Strategy, lockstep
 from gtcbmuf.policy.strategy import describe
 from gtcbmuf.simulate import checkpoint, memory
 from gtcbmuf.simulate.problem import Problem, Schedule
@@ -106,6 +106,8 @@ class Simulation:
         self.layout = self.workers[0].layout
         _check_float32(problem)
         self.alone = self._team([0], np.array(problem.start(), np.float32))
+        # The mean of one gradient is that gradient, to the bit: no need to exchange it.
+        self._plain = workers == 1 and isinstance(strategy, Dense)
         self.teams: list[Team] = []  # none until the one worker is done
         self.done = self.step = 0  # minibatches used; steps of all workers
         self.course: list[dict[str, Any]] = []
@@ -145,7 +147,7 @@ class Simulation:
         if not self.teams:
             self._start()
         rate = self.schedule.rate(self.done, alone=False)
-        exchanged = self.workers[0].exchanges_gradients
+        exchanged = self.workers[0].exchanges_gradients and not self._plain
         for team in self.teams:
             for rank in team.ranks:
                 self._compute(self.done + rank, team.params)

@@ -71,6 +71,36 @@ def test_bmuf_has_the_bits_of_the_oracle(workers, nesterov):
     assert same(run.result().params, wanted[-1][0])
 
 
+def test_the_last_block_may_be_shorter():
+    workers, steps = 3, PERIOD + 2
+    problem, run, path = trained(BMUF(sync_period=PERIOD, **BLOCK), workers, steps=steps)
+    gradient, update = problem.of_rank(workers), sgd(workers, steps * workers)
+    block = oracle.Block(problem.start(), **BLOCK)
+    for first, last in (0, PERIOD), (PERIOD, steps):
+        ends = [block.start] * workers
+        for step in range(first, last):
+            ends = [update(r, step, p, gradient(r, step, p)) for r, p in enumerate(ends)]
+        block.synchronise(ends, [last - first] * workers)
+    assert same(path[-1], block.w) and same(run.result().params, block.w)
+
+
+def test_momentum_is_averaged_if_the_strategy_says_so():
+    def buffers(state, steps):
+        strategy = BMUF(sync_period=PERIOD, optimizer_state=state, **BLOCK)
+        schedule = Schedule(3 * 8, rate, momentum=0.5)
+        run = Simulation(LeastSquares(), strategy, 3, schedule=schedule)
+        for _ in zip(range(steps), run.steps(), strict=False):
+            pass
+        return [team.sgd.buffer for team in run.teams]
+
+    kept, averaged = buffers("keep", PERIOD), buffers("average", PERIOD)
+    assert not same(kept[0], kept[1])
+    for buffer in averaged:
+        assert same(buffer, np.mean(kept, axis=0, dtype=np.float64).astype(np.float32))
+    for buffer in buffers("auto", PERIOD):
+        assert not buffer.any()
+
+
 @pytest.mark.parametrize("residuals", ["keep", "zero"])
 @pytest.mark.parametrize("workers, groups", [(4, 2), (5, 2), (5, [[0, 2, 4], [1], [3]]), (1, 1)])
 def test_hybrid_has_the_bits_of_the_oracle(workers, groups, residuals):
@@ -216,6 +246,12 @@ def test_what_makes_no_sense_is_refused(change, text):
 def test_schedules_that_make_no_sense(change):
     with pytest.raises(SettingsError, match=next(iter(change))):
         Schedule(**{"minibatches": 10, "learning_rate": rate, **change})
+
+
+@pytest.mark.parametrize("learning_rate", [lambda share: 0.5 - share, lambda share: 1e40])
+def test_rates_that_make_no_sense(learning_rate):
+    with pytest.raises(SettingsError, match="the learning rate after"):
+        simulate(LeastSquares(), gtc(), 2, schedule=Schedule(20, learning_rate))
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run():
