@@ -1,10 +1,12 @@
 """The command `gtcbmuf`; each subcommand is a module here."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from gtcbmuf import __version__
-from gtcbmuf.cli import doctor
+from gtcbmuf.cli import doctor, plan
+from gtcbmuf.errors import SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -13,6 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"gtcbmuf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    doctor.add_to(commands)
+    for command in (doctor, plan):
+        command.add_to(commands)
     options = parser.parse_args(argv)
-    return options.run(options)
+    try:
+        return options.run(options)
+    except SettingsError as error:
+        print(f"gtcbmuf {options.command}: {error}", file=sys.stderr)
+        return 2

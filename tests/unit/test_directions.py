@@ -25,7 +25,8 @@ ALLOWED = {
     "simulate": {"backends", "groups", "policy"},
     "numpy": {"", "policy", "simulate"} | CORE - {"_core"},
     "torch": {"", "policy"} | CORE - {"_core"},
-    "cli": {"", "policy"} | CORE,
+    "plan": {"", "backends", "policy"},  # the bench is given an exchange
+    "cli": {"", "policy", "plan"} | CORE,
 }
 
 # C: each room may include its own headers and those named.

@@ -1,0 +1,129 @@
+"""The best settings by these formulas, and a verdict in a sentence.
+
+The formulas know nothing of accuracy. So of settings that are about equally fast, the one nearest
+to plain training is taken: dense before GTC before hybrid before BMUF, large groups, short blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from gtcbmuf.plan.model import (
+    Job,
+    Prediction,
+    bmuf,
+    check_group,
+    dense,
+    groups_fit,
+    gtc,
+    hybrid,
+    ring,
+)
+from gtcbmuf.plan.network import Network
+from gtcbmuf.policy.strategy import check_count
+
+NEAR = 1.05  # times the fastest step: settings as good as that
+CAUTIOUS = ("dense", "GTC", "hybrid", "BMUF")  # nearest to plain training first
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def best_bmuf(job: Job, network: Network, longest: int) -> Prediction:
+    """The shortest period, of the divisors of the longest acceptable one, that is near the fastest."""
+    return _nearest([bmuf(job, network, period) for period in divisors(longest)])
+
+
+def best_hybrid(job: Job, network: Network, longest: int, group: int | None = None) -> Prediction:
+    """The largest group with the shortest period near the fastest step; group: fixed."""
+    sizes = [group] if group else group_sizes(job)
+    found = [hybrid(job, network, size, period) for size in sizes for period in divisors(longest)]
+    return _nearest(found)
+
+
+def group_sizes(job: Job) -> list[int]:
+    """Of real hybrids: more than one rank in a group, more than one group; if there is none, all
+    ranks in one group."""
+    sizes = [size for size in divisors(job.workers) if groups_fit(job, size)]
+    return [size for size in sizes if 1 < size < job.workers] or [job.workers]
+
+
+def _nearest(found: list[Prediction]) -> Prediction:
+    near = [p for p in found if p.step <= NEAR * min(p.step for p in found)]
+    return min(near, key=lambda p: (-(p.group or 0), p.period))
+
+
+@dataclass(frozen=True)
+class Row:
+    """The predictions for one number of workers, each method with its best settings.
+
+    ring: what other libraries' dense allreduce would take at best.
+    """
+
+    workers: int
+    dense: Prediction
+    gtc: Prediction
+    bmuf: Prediction
+    hybrid: Prediction
+    ring: Prediction
+
+    @property
+    def predictions(self) -> tuple[Prediction, ...]:
+        """In the order of model.METHODS."""
+        return self.dense, self.gtc, self.bmuf, self.hybrid
+
+
+def table(job: Job, network: Network, longest: int = 50, group: int | None = None) -> list[Row]:
+    """For 1, 2, 4 … workers, up to the job's. group: of the hybrid wherever it fits; None: the best."""
+    check_count("period", longest, 1)
+    if group is not None:
+        check_group(job, group)
+    return [_row(replace(job, workers=n), network, longest, group) for n in _counts(job.workers)]
+
+
+def _counts(workers: int) -> Iterable[int]:
+    powers = [2**i for i in range(workers.bit_length()) if 2**i < workers]
+    return [*powers, workers]
+
+
+def _row(job: Job, network: Network, longest: int, group: int | None) -> Row:
+    fixed = group if group and groups_fit(job, group) else None
+    return Row(
+        job.workers,
+        dense=dense(job, network),
+        gtc=gtc(job, network),
+        bmuf=best_bmuf(job, network, longest),
+        hybrid=best_hybrid(job, network, longest, fixed),
+        ring=ring(job, network),
+    )
+
+
+def choose(row: Row) -> Prediction:
+    """The method nearest to plain training whose step is near the fastest of all."""
+    by_name = {p.method: p for p in row.predictions}
+    fastest = min(p.step for p in row.predictions)
+    return next(p for name in CAUTIOUS if (p := by_name[name]).step <= NEAR * fastest)
+
+
+def verdict(row: Row) -> str:
+    """One sentence or two, for people."""
+    if row.workers == 1:
+        return "One worker has nothing to exchange: train without this library."
+    best = choose(row)
+    efficiency = f"speed-up {best.speedup:.1f} with {row.workers} workers"
+    if best is row.dense:
+        return f"On this network compression does not pay: use dense ({efficiency})."
+    gain = row.dense.step / best.step
+    text = f"Use {best.method}{settings(best)}: {efficiency}, {gain:.1f} times as fast as dense."
+    if best.speedup < row.workers / 4:
+        text += " Even so, less than a quarter of the workers' time is computation."
+    return text
+
+
+def settings(prediction: Prediction) -> str:
+    """ " in groups of 8, blocks of 10 steps" """
+    parts = [f"groups of {prediction.group}"] if prediction.group else []
+    parts += [f"blocks of {prediction.period} steps"] if prediction.period else []
+    return f" in {', '.join(parts)}" if parts else ""

@@ -1,0 +1,123 @@
+"""What each exchange of this library costs: the messages of csrc/exchange, counted.
+
+A round is what every rank sends at once. It takes one latency, and then as long as the busiest of
+the links: that of a worker on its host, or the card of a host. docs/planning.md derives each line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gtcbmuf.backends.layout import (
+    HEADER_BYTES,
+    MAX_WORDS_ELEMENTS,
+    block_count,
+    dense_bytes,
+)
+from gtcbmuf.plan.network import Network
+
+DIRECT_BYTES = 8192  # gtcbmuf.exchange has the same: a shorter array is sent whole, not in shards
+
+
+@dataclass(frozen=True)
+class Team:
+    """The ranks of one exchange: how many, and how many of them a (full) host has."""
+
+    size: int
+    per_host: int
+
+    @classmethod
+    def of(cls, size: int, per_host: int) -> Team:
+        return cls(size, min(size, per_host))
+
+    @property
+    def outside(self) -> int:
+        """Ranks on other hosts than the full one."""
+        return self.size - self.per_host
+
+
+@dataclass(frozen=True)
+class Cost:
+    """latency, transfer [s]: of the rounds, and of the bytes on the busiest link.
+    sent: bytes by a rank, the mean over ranks. host: bytes through the busiest card, one way."""
+
+    latency: float = 0.0
+    transfer: float = 0.0
+    sent: float = 0.0
+    host: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.latency + self.transfer
+
+    def __add__(self, other: Cost) -> Cost:
+        """One after the other."""
+        return Cost(self.latency + other.latency, self.transfer + other.transfer,
+                    self.sent + other.sent, self.host + other.host)  # fmt: skip
+
+    def times(self, count: float) -> Cost:
+        """So many at once, on the same links: each latency passes once for all."""
+        return Cost(self.latency, *(count * x for x in (self.transfer, self.sent, self.host)))
+
+
+def allgather(network: Network, team: Team, body: float) -> Cost:
+    """Headers to all; then each rank's body [bytes] to all. Encoded gradients travel so."""
+    return _round(network, team, HEADER_BYTES) + _round(network, team, body)
+
+
+def allreduce(network: Network, team: Team, array: float) -> Cost:
+    """An array [bytes]: headers; a part of each shard to its owner; each result to all."""
+    headers = _round(network, team, HEADER_BYTES)
+    if array <= DIRECT_BYTES:
+        return headers + _round(network, team, HEADER_BYTES + array)
+    shard = _round(network, team, HEADER_BYTES + array / team.size)
+    return headers + shard + shard
+
+
+def broadcast(network: Network, team: Team, array: float) -> Cost:
+    """An array [bytes]: headers; then a shard to each rank, which passes it on to the others.
+
+    The root sends two shards to each rank, the others one; the root's host is the busiest.
+    """
+    headers = _round(network, team, HEADER_BYTES)
+    if team.size == 1:
+        return headers
+    direct = team.size == 2 or array <= DIRECT_BYTES
+    piece = HEADER_BYTES + (array if direct else array / team.size)
+    rounds, by_root, by_others = (1, 1, 0) if direct else (2, 2, 1)
+    inside = by_root * (team.per_host - 1) * piece
+    card = (by_root + by_others * (team.per_host - 1)) * team.outside * piece
+    peers = team.size - 1
+    sent = by_root * peers + by_others * peers * (team.size - 2)  # of all ranks together
+    return headers + _cost(network, team, inside, card, rounds, sent * piece / team.size)
+
+
+def _round(network: Network, team: Team, message: float) -> Cost:
+    """Every rank sends so many bytes to every other one."""
+    if team.size == 1 or message == 0:
+        return Cost()
+    inside = (team.per_host - 1) * message
+    card = team.per_host * team.outside * message
+    return _cost(network, team, inside, card, 1, (team.size - 1) * message)
+
+
+def _cost(network, team, inside, card, rounds, sent) -> Cost:
+    link = network.inter if team.outside else network.intra
+    transfer = max(inside / network.intra.bandwidth, card / network.inter.bandwidth)
+    return Cost(rounds * link.latency, transfer, sent, card)
+
+
+def expected_body(elements: float, sent: float) -> float:
+    """Bytes of an encoded body with so many of `elements` sent, their positions being random.
+
+    docs/message-format.md: an element costs l + 1 + x bits, a block of 1,024 a word of directory
+    and, on average, half a word of fill; words and dense bodies where they are shorter.
+    """
+    if sent <= 0:
+        return 0.0
+    gap = elements / sent
+    low_bits = max(1, int(2 * gap).bit_length() - 1)
+    bits = sent * (low_bits + 1 + 2 * gap / 2**low_bits)
+    packed = bits / 8 + 12 * block_count(sent)
+    words = 4 * sent if elements <= MAX_WORDS_ELEMENTS else packed
+    return min(packed, words, dense_bytes(elements))

@@ -1,0 +1,97 @@
+"""The file with measured numbers, which `gtcbmuf bench` writes and `gtcbmuf plan` reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from gtcbmuf.errors import SettingsError
+from gtcbmuf.plan.network import Link, Network, Rates
+
+FORMAT, VERSION = "gtcbmuf plan inputs", 1
+MEASURE = "Measure again: mpirun -n 4 gtcbmuf bench --save FILE"
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was measured; None: was not. about: where and how, for people."""
+
+    inter: Link | None = None
+    intra: Link | None = None
+    rates: Rates | None = None
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+def save(inputs: Inputs, path: str | Path, force: bool = False) -> None:
+    """Writes a file; SettingsError if there is one, unless `force`."""
+    check_free(path, force)
+    content = {"format": FORMAT, "version": VERSION, **asdict(inputs)}
+    _write(Path(path), json.dumps(content, indent=2) + "\n")
+
+
+def check_free(path: str | Path, force: bool) -> None:
+    """SettingsError if a file is there already, or cannot be; to be asked before long work."""
+    if not Path(path).parent.is_dir():
+        raise SettingsError(f"{path}: there is no folder {Path(path).parent}; make it first.")
+    if Path(path).exists() and not force:
+        raise SettingsError(f"{path} exists; name another file, or add --force to replace it.")
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing: what was there stays until the new file is complete."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be written ({error.strerror}).") from None
+
+
+def load(path: str | Path) -> Inputs:
+    """Reads a file; SettingsError for one that is not there, damaged, or of another version."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}). {MEASURE}") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON, or damaged ({error}). {MEASURE}") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SettingsError(f"{path} holds something else than measured inputs. {MEASURE}")
+    if content.get("version") != VERSION:
+        raise SettingsError(
+            f"{path} is of version {content.get('version')}; this is version {VERSION}. {MEASURE}"
+        )
+    kinds = {"inter": Link, "intra": Link, "rates": Rates}
+    try:
+        read = {name: _read(name, kind, content[name]) for name, kind in kinds.items()}
+        return Inputs(**read, about=dict(content["about"]))
+    except (KeyError, TypeError, ValueError) as error:  # SettingsError is a ValueError
+        reason = f"no {error}" if isinstance(error, KeyError) else error
+        raise SettingsError(f"{path} is damaged: {reason} {MEASURE}") from None
+
+
+def _read(name: str, kind: type, values):
+    if values is None:
+        return None
+    known = {f.name for f in fields(kind)}
+    if not isinstance(values, dict) or set(values) != known:
+        raise ValueError(f"{name} should have {', '.join(sorted(known))}.")
+    return kind(**values)
+
+
+def network(inputs: Inputs, single_host: bool) -> tuple[Network, list[str]]:
+    """The network to plan with, and which of its parts were not measured but assumed.
+
+    single_host: no exchange leaves the host, so that the card does not count.
+    """
+    default = Network(Link(1.0))
+    intra, rates = inputs.intra or default.intra, inputs.rates or default.rates
+    if inputs.inter is None and not single_host:
+        raise SettingsError(
+            "the link between hosts is not known: give --link-gbit and --link-us, or --inputs with "
+            "a file of `gtcbmuf bench --save` that was made on two hosts or more."
+        )
+    assumed = [name for name in ("intra", "rates") if getattr(inputs, name) is None]
+    return Network(inputs.inter or intra, intra, rates), assumed

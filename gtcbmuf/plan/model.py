@@ -1,0 +1,215 @@
+"""Step time, speed-up and bytes of each strategy, as closed formulas (docs/planning.md)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from gtcbmuf.errors import SettingsError
+from gtcbmuf.plan.exchanges import (
+    Cost,
+    Team,
+    allgather,
+    allreduce,
+    broadcast,
+    expected_body,
+)
+from gtcbmuf.plan.network import Network
+from gtcbmuf.policy.hybrid import NOTE_BYTES
+from gtcbmuf.policy.layout import BUCKET_BYTES
+from gtcbmuf.policy.strategy import check_count, check_number
+
+MEET_BYTES = 24  # three int64 of each rank at a block's end
+METHODS = ("dense", "GTC", "BMUF", "hybrid")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be planned.
+
+    elements: of the model. step_seconds: of one worker that trains alone, forward, backward and
+    update. workers, per_host: how many, and on each host (the last may have fewer). density: share
+    of the elements that GTC sends in a step. overlap: share of the step, at its end, in which
+    gradients become ready evenly and an exchange can go on behind the computation; assumed, not
+    measured. bucket_bytes: of float32, as the strategies have it.
+    """
+
+    elements: int
+    step_seconds: float
+    workers: int
+    per_host: int = 1
+    density: float = 0.005
+    overlap: float = 0.5
+    bucket_bytes: int = BUCKET_BYTES
+
+    def __post_init__(self):
+        check_count("elements", self.elements, 1)
+        check_number("step_seconds", self.step_seconds, lambda x: x > 0, "seconds, more than 0")
+        check_count("workers", self.workers, 1)
+        check_count("workers on each host", self.per_host, 1)
+        check_number("density", self.density, lambda x: 0 < x <= 1,
+                     "the share of elements sent in a step, more than 0 and at most 1")  # fmt: skip
+        check_number("overlap", self.overlap, lambda x: 0 <= x <= 1, "a share from 0 to 1")
+        check_count("bucket_bytes", self.bucket_bytes, 4)
+
+    @property
+    def world(self) -> Team:
+        return Team.of(self.workers, self.per_host)
+
+    @property
+    def buckets(self) -> int:
+        return math.ceil(4 * self.elements / self.bucket_bytes)
+
+    @property
+    def model_bytes(self) -> int:
+        return 4 * self.elements
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """step [s] = compute + gradients + decode + blocks [s]; speedup: against one worker alone.
+
+    worker_bytes: sent by a worker in a step, the mean over workers and steps. host_bytes: through
+    the busiest network card, one way. group: ranks that exchange gradients; period: steps of a
+    block; None where a method has none.
+    """
+
+    method: str
+    workers: int
+    compute: float
+    gradients: float = 0.0
+    decode: float = 0.0
+    blocks: float = 0.0
+    worker_bytes: float = 0.0
+    host_bytes: float = 0.0
+    group: int | None = None
+    period: int | None = None
+
+    @property
+    def step(self) -> float:
+        return self.compute + self.gradients + self.decode + self.blocks
+
+    @property
+    def speedup(self) -> float:
+        return self.workers * self.compute / self.step
+
+
+def dense(job: Job, network: Network) -> Prediction:
+    """Every step an allreduce of the gradient, bucket by bucket."""
+    if job.workers == 1:
+        return _alone("dense", job)
+    cost = allreduce(network, job.world, job.model_bytes / job.buckets).times(job.buckets)
+    gradients = _exposed(job, job.elements / network.rates.reduce, cost)
+    return Prediction("dense", job.workers, job.step_seconds, gradients,
+                      worker_bytes=cost.sent, host_bytes=cost.host)  # fmt: skip
+
+
+def ring(job: Job, network: Network) -> Prediction:
+    """For comparison, not in this library: a ring through all hosts, each card passed once.
+
+    2 (N - 1) rounds of a shard each, its sums for nothing.
+    """
+    team = job.world
+    link = network.inter if team.outside else network.intra
+    sent = 2 * (team.size - 1) / team.size * job.model_bytes
+    slowest = min(network.intra.bandwidth, link.bandwidth) if team.per_host > 1 else link.bandwidth
+    cost = Cost(2 * (team.size - 1) * link.latency, sent / slowest, sent, sent)
+    return Prediction("ring", job.workers, job.step_seconds, _exposed(job, 0, cost),
+                      worker_bytes=sent, host_bytes=sent if team.outside else 0.0)  # fmt: skip
+
+
+def gtc(job: Job, network: Network) -> Prediction:
+    """Every step encode, allgather of messages, decode of all."""
+    if job.workers == 1:
+        return _alone("GTC", job)
+    gradients, decode, cost = _encoded(job, network, job.world)
+    return Prediction("GTC", job.workers, job.step_seconds, gradients, decode,
+                      worker_bytes=cost.sent, host_bytes=cost.host)  # fmt: skip
+
+
+def bmuf(job: Job, network: Network, period: int) -> Prediction:
+    """Every `period` steps an allreduce of the models, with nothing to hide behind."""
+    check_count("period", period, 1)
+    if job.workers == 1:
+        return _alone("BMUF", job, period=period)
+    cost = allgather(network, job.world, MEET_BYTES)
+    cost += allreduce(network, job.world, job.model_bytes)
+    seconds = cost.seconds + job.elements / network.rates.reduce
+    return Prediction("BMUF", job.workers, job.step_seconds, blocks=seconds / period,
+                      worker_bytes=cost.sent / period, host_bytes=cost.host / period,
+                      period=period)  # fmt: skip
+
+
+def hybrid(job: Job, network: Network, group: int, period: int) -> Prediction:
+    """GTC in groups of `group` ranks; every `period` steps an allreduce of the models between
+    leaders, which then broadcast W and Δ to their groups."""
+    check_count("period", period, 1)
+    check_group(job, group)
+    if job.workers == 1:
+        return _alone("hybrid", job, group, period)
+    gradients, decode, every_step = _encoded(job, network, Team.of(group, job.per_host))
+    block, reduced = _block(job, network, group)
+    return Prediction("hybrid", job.workers, job.step_seconds, gradients, decode,
+                      (block.seconds + reduced) / period, every_step.sent + block.sent / period,
+                      every_step.host + block.host / period, group, period)  # fmt: skip
+
+
+def groups_fit(job: Job, group: int) -> bool:
+    """Whether groups of that size are all equal, and either share a host or fill hosts."""
+    per_host = job.world.per_host
+    if group == job.workers:
+        return True
+    return job.workers % group == 0 and (per_host % group == 0 or group % per_host == 0)
+
+
+def check_group(job: Job, group: int) -> None:
+    check_count("group", group, 1)
+    if not groups_fit(job, group):
+        sizes = [size for size in range(1, job.workers + 1) if groups_fit(job, size)]
+        raise SettingsError(
+            f"group={group}: {job.workers} workers, {job.world.per_host} on each host, can be in "
+            f"groups of {', '.join(map(str, sizes))} (equal groups, that share a host or fill "
+            "hosts). Give one of these."
+        )
+
+
+def _alone(method: str, job: Job, group=None, period=None) -> Prediction:
+    """One worker has nobody to exchange with: it is what speed-ups are measured against."""
+    return Prediction(method, 1, job.step_seconds, group=group, period=period)
+
+
+def _encoded(job: Job, network: Network, team: Team) -> tuple[float, float, Cost]:
+    """Of GTC in a team: seconds that the step is longer, of which decoding is the second; bytes."""
+    if team.size == 1:
+        body = 0.0
+    else:
+        elements = job.elements / job.buckets
+        body = expected_body(elements, job.density * elements)
+    cost = allgather(network, team, body).times(job.buckets)
+    gradients = _exposed(job, job.elements / network.rates.encode, cost)
+    return gradients, team.size * job.density * job.elements / network.rates.decode, cost
+
+
+def _block(job: Job, network: Network, group: int) -> tuple[Cost, float]:
+    """The end of a hybrid's block: its exchanges, and the seconds of the leaders' sum."""
+    team = Team.of(group, job.per_host)
+    leaders = Team.of(job.workers // group, max(1, job.per_host // group))
+    between = allreduce(network, leaders, job.model_bytes)
+    cost = allgather(network, job.world, MEET_BYTES)
+    cost += Cost(between.latency, between.transfer, between.sent / group, between.host)
+    cost += broadcast(network, team, NOTE_BYTES)
+    cost += broadcast(network, team, job.model_bytes).times(2)
+    return cost, job.elements / network.rates.reduce
+
+
+def _exposed(job: Job, work: float, cost: Cost) -> float:
+    """Seconds by which exchanging the buckets of a step makes it longer.
+
+    work [s]: on the CPU, for all buckets. Work on a bucket and the transfer of the one before go
+    on at once. Bucket i of b is ready (i + 1) / b into the overlap, so the last one has none.
+    """
+    count = job.buckets
+    pipeline = max(work, cost.transfer) + min(work, cost.transfer) / count
+    hidden = job.overlap * job.step_seconds * (1 - 1 / count)
+    last = (work + cost.transfer) / count
+    return cost.latency + max(last, pipeline - hidden)
