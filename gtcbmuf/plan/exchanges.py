@@ -6,7 +6,7 @@ the links: that of a worker on its host, or the card of a host. docs/planning.md
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gtcbmuf.backends.layout import (
     HEADER_BYTES,
@@ -77,7 +77,9 @@ def allreduce(network: Network, team: Team, array: float) -> Cost:
 def broadcast(network: Network, team: Team, array: float) -> Cost:
     """An array [bytes]: headers; then a shard to each rank, which passes it on to the others.
 
-    The root sends two shards to each rank, the others one; the root's host is the busiest.
+    The root sends two shards to each rank, the others one. The busiest card is that of the root's
+    host, or, with many hosts, that of the last host to be served: it begins to pass on only when
+    the root's, shared with the ranks that pass on already, has served all other hosts.
     """
     headers = _round(network, team, HEADER_BYTES)
     if team.size == 1:
@@ -85,11 +87,14 @@ def broadcast(network: Network, team: Team, array: float) -> Cost:
     direct = team.size == 2 or array <= DIRECT_BYTES
     piece = HEADER_BYTES + (array if direct else array / team.size)
     rounds, by_root, by_others = (1, 1, 0) if direct else (2, 2, 1)
-    inside = by_root * (team.per_host - 1) * piece
-    card = (by_root + by_others * (team.per_host - 1)) * team.outside * piece
+    inside = by_root * (team.per_host - 1)
+    card = (by_root + by_others * (team.per_host - 1)) * team.outside
+    last = by_others * team.per_host * (2 * team.outside - team.per_host)
     peers = team.size - 1
     sent = by_root * peers + by_others * peers * (team.size - 2)  # of all ranks together
-    return headers + _cost(network, team, inside, card, rounds, sent * piece / team.size)
+    busiest = max(card, last) * piece
+    bodies = _cost(network, team, inside * piece, busiest, rounds, sent * piece / team.size)
+    return headers + replace(bodies, host=card * piece)
 
 
 def _round(network: Network, team: Team, message: float) -> Cost:

@@ -1,0 +1,215 @@
+"""A small discrete-event simulation of a cluster, the oracle for gtcbmuf.plan. It knows no formula:
+it moves every message of the exchange, in pieces, through ports that each pass one piece at a time.
+
+A rank has a port out and a port in for its own host; a host has a port out and a port in, its
+network card, which its ranks take in turn. A piece reaches the port in one latency after it began
+to leave. The protocols follow csrc/exchange/{gather,reduce,broadcast}.c.
+"""
+
+import heapq
+from collections import deque
+
+HEADER, DIRECT = 64, 8192
+
+
+class Cluster:
+    def __init__(self, size, per_host, inter, intra):
+        """inter, intra: (bandwidth [bytes/s], latency [s])"""
+        self.size, self.inter, self.intra = size, inter, intra
+        self.host = [rank // per_host for rank in range(size)]
+        self.free, self.queues, self.busy = {}, {}, set()
+        self.events, self.order = [], 0
+        self.sent = [0] * size
+
+    def at(self, time, action, *arguments):
+        self.order += 1
+        heapq.heappush(self.events, (time, self.order, action, arguments))
+
+    def run(self):
+        while self.events:
+            time, _, action, arguments = heapq.heappop(self.events)
+            action(time, *arguments)
+
+    def send(self, time, source, target, count, arrived):
+        """arrived(time) is called when all `count` bytes are there."""
+        self.sent[source] += count
+        inside = self.host[source] == self.host[target]
+        pieces = max(1, min(16, count // 2048))
+        for i in range(pieces):
+            last = arrived if i == pieces - 1 else None
+            item = (source, target, inside, count / pieces, last)
+            self.queues.setdefault((source, inside), deque()).append(item)
+        self.at(time, self._leave, (source, inside))
+
+    def _leave(self, time, queue):
+        """The next piece of a rank's queue, if none is on its way out."""
+        if queue in self.busy or not self.queues[queue]:
+            return
+        self.busy.add(queue)
+        source, target, inside, count, last = self.queues[queue].popleft()
+        bandwidth, latency = self.intra if inside else self.inter
+        start, end = self._pass(time, (source if inside else self.host[source], inside, "out"),
+                                count / bandwidth)  # fmt: skip
+        self.at(end, self._left, queue)
+        port = (target if inside else self.host[target], inside, "in")
+        self.at(start + latency, self._arrive, port, count / bandwidth, last)
+
+    def _left(self, time, queue):
+        self.busy.discard(queue)
+        self._leave(time, queue)
+
+    def _arrive(self, time, port, seconds, last):
+        _, end = self._pass(time, port, seconds)
+        if last is not None:
+            self.at(end, last)
+
+    def _pass(self, time, port, seconds):
+        start = max(time, self.free.get(port, 0.0))
+        self.free[port] = start + seconds
+        return start, start + seconds
+
+
+class Rounds:
+    """Rounds in which every rank sends to every other one; a rank begins its next round when it
+    has received all of the last one and all that it sent is there.
+
+    rounds: functions (source, target) -> list of message lengths; both number the ranks given.
+    """
+
+    def __init__(self, cluster, ranks, starts, rounds):
+        self.cluster, self.ranks, self.rounds = cluster, ranks, rounds
+        self.waiting = [[0] * len(rounds) for _ in ranks]
+        self.at_round, self.ends = [-1] * len(ranks), {}
+        for target in range(len(ranks)):
+            for k, lengths in enumerate(rounds):
+                for source in range(len(ranks)):
+                    if source != target:
+                        self.waiting[target][k] += len(lengths(source, target))
+                        self.waiting[source][k] += len(lengths(source, target))
+        for i, rank in enumerate(ranks):
+            cluster.at(starts[rank], self._begin, i)
+
+    def _begin(self, time, i):
+        self.at_round[i] += 1
+        k, size = self.at_round[i], len(self.ranks)
+        if k == len(self.rounds):
+            self.ends[self.ranks[i]] = time
+            return
+        for step in range(1, size):
+            peer = (i + step) % size
+            for length in self.rounds[k](i, peer):
+                self.cluster.send(time, self.ranks[i], self.ranks[peer], length,
+                                  lambda t, peer=peer: self._arrived(t, i, peer, k))  # fmt: skip
+        self._next(time, i)
+
+    def _arrived(self, time, source, target, k):
+        for i in (source, target):
+            self.waiting[i][k] -= 1
+            self._next(time, i)
+
+    def _next(self, time, i):
+        k = self.at_round[i]
+        if 0 <= k < len(self.rounds) and self.waiting[i][k] == 0:
+            self._begin(time, i)
+
+
+def headers(source, target):
+    return [HEADER]
+
+
+def allgather(cluster, ranks, starts, body):
+    return Rounds(cluster, ranks, starts, [headers, lambda source, target: [body] if body else []])
+
+
+def allreduce(cluster, ranks, starts, elements):
+    size = len(ranks)
+    if 4 * elements <= DIRECT:
+        return Rounds(cluster, ranks, starts, [headers, lambda s, t: [HEADER, 4 * elements]])
+    shards = [4 * (elements // size + (i < elements % size)) for i in range(size)]
+    parts = [lambda s, t: [HEADER, shards[t]], lambda s, t: [HEADER + shards[s]]]
+    return Rounds(cluster, ranks, starts, [headers, *parts])
+
+
+class Broadcast:
+    """From the first of the ranks: after the headers a shard to each, which passes it on."""
+
+    def __init__(self, cluster, ranks, starts, count):
+        self.cluster, self.ranks = cluster, ranks
+        size = len(ranks)
+        self.direct = size <= 2 or count <= DIRECT
+        self.shards = [count // size + (i < count % size) for i in range(size)]
+        if self.direct:
+            self.shards = [count] + [0] * (size - 1)
+        self.first = Rounds(cluster, ranks, starts, [headers])
+        self.ends = dict.fromkeys(ranks, 0.0)
+
+    def begin(self):
+        """When the headers' round is known."""
+        root = self.ranks[0]
+        self.ends.update(self.first.ends)
+        for i in range(1, len(self.ranks)):
+            if self.shards[i]:
+                self._send(self.ends[root], 0, i, i)
+        for i in range(1, len(self.ranks)):
+            self._send(self.ends[root], 0, i, 0)
+
+    def _send(self, time, source, target, shard):
+        for length in (HEADER, self.shards[shard]):
+            then = self._arrived if length != HEADER else self._nothing
+            self.cluster.send(time, self.ranks[source], self.ranks[target], length,
+                              lambda t, then=then: then(t, source, target, shard))  # fmt: skip
+
+    def _nothing(self, *_):
+        pass
+
+    def _arrived(self, time, source, target, shard):
+        for rank in (self.ranks[source], self.ranks[target]):
+            self.ends[rank] = max(self.ends[rank], time)
+        if shard == target and source == 0:
+            for step in range(1, len(self.ranks)):
+                peer = (target + step) % len(self.ranks)
+                if peer != 0:
+                    self._send(time, target, peer, shard)
+
+
+def broadcasts(cluster, ranks, starts, counts):
+    """Some at once, to their ends: the time of each rank."""
+    all_ = [Broadcast(cluster, ranks, starts, count) for count in counts]
+    cluster.run()
+    for one in all_:
+        one.begin()
+    cluster.run()
+    return {rank: max(one.ends[rank] for one in all_) for rank in ranks}
+
+
+def finish(cluster, *operations):
+    """Runs operations that have been started; the time at which each rank has done all."""
+    cluster.run()
+    return {rank: max(operation.ends[rank] for operation in operations if rank in operation.ends)
+            for rank in {r for operation in operations for r in operation.ends}}  # fmt: skip
+
+
+def encoded_step(cluster, groups, compute, overlap, buckets, work, body):
+    """GTC's gradients in each group, until all messages are there. work [s]: to encode a bucket."""
+    operations = []
+    for group in groups:
+        encoded = 0.0
+        for j in range(buckets):
+            ready = compute * (1 - overlap) + compute * overlap * (j + 1) / buckets
+            encoded = max(ready, encoded) + work
+            operations.append(allgather(cluster, group, dict.fromkeys(group, encoded), body))
+    return finish(cluster, *operations)
+
+
+def hybrid_block(cluster, groups, starts, elements, work):
+    """The end of a hybrid's block: times of all ranks. work [s]: of the leaders' sum."""
+    world = sorted(rank for group in groups for rank in group)
+    starts = finish(cluster, allgather(cluster, world, starts, 24))
+    leaders = [group[0] for group in groups]
+    between = finish(cluster, allreduce(cluster, leaders, starts, elements))
+    starts.update({rank: time + work for rank, time in between.items()})
+    for counts in ([1024], [4 * elements] * 2):
+        for group in groups:
+            if len(group) > 1:
+                starts.update(broadcasts(cluster, group, starts, counts))
+    return starts

@@ -1,0 +1,95 @@
+"""The bytes of a plan are those that the exchange counts, for every operation and strategy."""
+
+import numpy as np
+import pytest
+
+import gtcbmuf
+import gtcbmuf.numpy
+from gtcbmuf import runtime
+from gtcbmuf.plan import exchanges
+from gtcbmuf.plan.exchanges import Team
+from gtcbmuf.plan.model import MEET_BYTES, NOTE_BYTES
+from gtcbmuf.plan.network import Link, Network
+from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
+
+NETWORK = Network(Link(1e9))
+ELEMENTS = 60_060  # divisible by 1 to 5: every rank sends the same
+PERIOD = 3
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _init():
+    gtcbmuf.init()
+
+
+@pytest.fixture
+def team(comm):
+    return Team.of(comm.size, comm.size)
+
+
+def mean_sent(comm, before, after) -> float:
+    return comm.allreduce(after - before) / comm.size
+
+
+def sent():
+    return runtime.counters()["bytes_sent"]
+
+
+@pytest.mark.parametrize("elements", [1, 2000, ELEMENTS])
+def test_operations(comm, team, elements):
+    world, array = runtime.world(), np.zeros(elements, np.float32)
+    operations = [
+        (world.post_allreduce, exchanges.allreduce),
+        (world.post_broadcast, exchanges.broadcast),
+        (world.post_allgather, exchanges.allgather),
+    ]
+    for post, cost in operations:
+        before = sent()
+        post(array).wait()
+        expected = cost(NETWORK, team, 4 * elements).sent if comm.size > 1 else 0
+        assert mean_sent(comm, before, sent()) == pytest.approx(expected, rel=1e-6)
+
+
+def bytes_of_a_block(comm, strategy) -> float:
+    """By a rank, the mean, in PERIOD steps of one parameter."""
+    params = {"weight": np.zeros(ELEMENTS, np.float32)}
+    opt = strategy.bind(params)
+    opt.after_update()  # all ranks compare what they train; BMUF: the block is one step on
+    for _ in range(PERIOD - 1):
+        opt.reduce_({"weight": gradient(comm)})
+        opt.after_update()
+    before = sent()
+    for _ in range(PERIOD):
+        opt.reduce_({"weight": gradient(comm)})
+        opt.after_update()
+    return mean_sent(comm, before, sent())
+
+
+def gradient(comm):
+    """Every 10th element is sent."""
+    values = np.zeros(ELEMENTS, np.float32)
+    values[comm.rank :: 10] = 1
+    return values
+
+
+def test_strategies(comm, team):
+    n = comm.size
+    if n == 1:
+        pytest.skip("needs at least 2 ranks")
+    dense = exchanges.allreduce(NETWORK, team, 4 * ELEMENTS).sent
+    assert bytes_of_a_block(comm, Dense()) == pytest.approx(PERIOD * dense, rel=1e-6)
+
+    body = exchanges.expected_body(ELEMENTS, ELEMENTS / 10)
+    gtc = exchanges.allgather(NETWORK, team, body).sent
+    assert bytes_of_a_block(comm, GTC(threshold=1.0)) == pytest.approx(PERIOD * gtc, rel=0.02)
+
+    meet = exchanges.allgather(NETWORK, team, MEET_BYTES).sent
+    assert bytes_of_a_block(comm, BMUF(PERIOD)) == pytest.approx(meet + dense, rel=1e-6)
+
+    hybrid = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups="world")
+    block = meet + exchanges.broadcast(NETWORK, team, NOTE_BYTES).sent
+    block += 2 * exchanges.broadcast(NETWORK, team, 4 * ELEMENTS).sent
+    assert bytes_of_a_block(comm, hybrid) == pytest.approx(PERIOD * gtc + block, rel=0.02)
+
+    apart = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups=1)
+    assert bytes_of_a_block(comm, apart) == pytest.approx(meet + dense, rel=1e-6)
