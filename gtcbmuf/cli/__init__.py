@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from gtcbmuf import __version__
-from gtcbmuf.cli import doctor, plan, tune
+from gtcbmuf.cli import bench, doctor, plan, tune
 from gtcbmuf.errors import SettingsError
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"gtcbmuf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (doctor, plan, tune):
+    for command in (doctor, plan, bench, tune):
         command.add_to(commands)
     options = parser.parse_args(argv)
     try:

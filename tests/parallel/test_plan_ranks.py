@@ -1,4 +1,5 @@
-"""The bytes of a plan are those that the exchange counts, for every operation and strategy."""
+"""The bytes of a plan are those that the exchange counts, for every operation and strategy; and
+gtcbmuf bench as a job."""
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ import pytest
 import gtcbmuf
 import gtcbmuf.numpy
 from gtcbmuf import runtime
-from gtcbmuf.plan import exchanges
+from gtcbmuf.cli import main
+from gtcbmuf.errors import GtcbmufError
+from gtcbmuf.plan import exchanges, inputs, measure
 from gtcbmuf.plan.exchanges import Team
 from gtcbmuf.plan.model import MEET_BYTES, NOTE_BYTES
 from gtcbmuf.plan.network import Link, Network
@@ -93,3 +96,55 @@ def test_strategies(comm, team):
 
     apart = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups=1)
     assert bytes_of_a_block(comm, apart) == pytest.approx(meet + dense, rel=1e-6)
+
+
+# -- gtcbmuf bench --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(measure, "ELEMENTS", 1 << 16)
+    monkeypatch.setattr(measure, "CHECKED", 5000)
+    monkeypatch.setattr(measure, "LARGE", 1 << 16)
+    monkeypatch.setattr(measure, "REPEATS", 3)
+    monkeypatch.setattr(measure, "SMALL_REPEATS", 3)
+
+
+def pretend_hosts(comm, monkeypatch):
+    """Two ranks on each host, of which the last may have one."""
+    numbers = [rank - rank % 2 for rank in range(comm.size)]
+    monkeypatch.setattr(runtime, "host_numbers", lambda: numbers)
+
+
+def test_bench_measures_both_kinds_of_links(comm, small, shared_tmp_path, monkeypatch, capfd):
+    if comm.size < 3:
+        pytest.skip("needs at least 3 ranks")
+    pretend_hosts(comm, monkeypatch)
+    path = shared_tmp_path / "here.json"
+    assert main(["bench", "--save", str(path)]) == 0
+    out = capfd.readouterr().out
+    assert ("compression" in out.lower()) == (comm.rank == 0)
+    comm.Barrier()
+    found = inputs.load(path)
+    assert found.about["ranks"] == comm.size and found.about["hosts"] == (comm.size + 1) // 2
+    assert found.inter.bandwidth > 0 and found.intra.latency > 0
+    comm.Barrier()
+    before = path.read_text()
+    assert main(["bench", "--save", str(path)]) == 2
+    assert ("exists" in capfd.readouterr().err) == (comm.rank == 0)
+    assert path.read_text() == before
+
+
+def test_a_wrong_sum_is_found_before_it_is_timed(comm, small, monkeypatch):
+    measure.trial(runtime.world(), 0.01)
+    made = measure.gradient
+
+    def biased(rank, elements, density):
+        values = made(rank, elements, density)
+        values[7] = 1 + comm.rank  # another one than the other ranks believe it to be
+        return values
+
+    monkeypatch.setattr(measure, "gradient", biased)
+    if comm.size > 1:
+        with pytest.raises(GtcbmufError, match="another sum"):
+            measure.trial(runtime.world(), 0.01)

@@ -1,0 +1,185 @@
+"""The numbers of a plan, measured: rates of the codec, links, and a bucket exchanged both ways.
+
+Everything is checked before it is timed, and every time is the median of some repetitions. What
+takes part in an exchange must be called by all its ranks.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gtcbmuf.backends import portable
+from gtcbmuf.errors import GtcbmufError
+from gtcbmuf.plan import exchanges
+from gtcbmuf.plan.exchanges import Team
+from gtcbmuf.plan.model import MEET_BYTES
+from gtcbmuf.plan.network import Link, Network, Rates
+from gtcbmuf.policy.layout import BUCKET_BYTES
+
+ELEMENTS = BUCKET_BYTES // 4
+CHECKED = 100_000  # elements of what is compared with another computation
+PEERS = 8  # messages that are decoded at a time
+LARGE = 4 << 20  # bytes of a rank in a large allgather, less where there are many ranks
+REPEATS, SMALL_REPEATS = 11, 41
+
+
+def gradient(rank: int, elements: int, density: float) -> np.ndarray:
+    """0, or ±1 for that share of the elements."""
+    random = np.random.default_rng(rank)
+    values = np.zeros(elements, np.float32)
+    places = random.random(elements, dtype=np.float32) < density
+    values[places] = np.where(random.random(np.count_nonzero(places)) < 0.5, -1, 1)
+    return values
+
+
+def _median(action: Callable[[], object], repeats: int, before=lambda: None) -> float:
+    times = []
+    for _ in range(repeats):
+        before()
+        begin = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times)
+
+
+# -- one process ----------------------------------------------------------------------------------
+
+
+def check_codec(codec) -> None:
+    """GtcbmufError unless its message is that of the portable codec, and means the gradient."""
+    values, zeros = gradient(0, CHECKED, 0.01), np.zeros(CHECKED, np.float32)
+    rests = np.ones((2, CHECKED), np.float32)
+    message = codec.encode([values], zeros, rests[0], 1.0)
+    if not np.array_equal(message, portable.encode([values], zeros, rests[1], 1.0)):
+        raise GtcbmufError("the codec's message is not that of the portable codec")
+    codec.decode_add([message], zeros)
+    if rests.any() or not np.array_equal(zeros, values):
+        raise GtcbmufError("the codec does not give back what it was given")
+
+
+def rates(codec, density: float) -> Rates:
+    """Of this process: see Rates. encode has the clearing and scaling of the sum in it."""
+    n, residual = ELEMENTS, np.zeros(ELEMENTS, np.float32)
+    rest, dense, wide = np.empty_like(residual), np.zeros_like(residual), np.zeros(n)
+    values = gradient(0, n, density)
+    messages = [codec.encode([gradient(r, n, density)], residual, rest, 1.0) for r in range(PEERS)]
+    sent = sum(codec.read_header(m).sent for m in messages)
+
+    def encode():
+        codec.encode([values], residual, rest, 1.0)
+        dense.fill(0)
+        np.multiply(dense, np.float32(0.5), out=dense)
+
+    def reduce():
+        codec.validate(codec.raw(values))
+        np.add(wide, values, out=wide)
+
+    return Rates(
+        encode=n / _median(encode, REPEATS),
+        decode=max(1, sent) / _median(lambda: codec.decode_add(messages, dense), REPEATS),
+        reduce=n / _median(reduce, REPEATS),
+    )
+
+
+def worthwhile_below(rates: Rates, density: float) -> float:
+    """Bandwidth [bytes/s] of the link of two hosts with a worker each, below which GTC is faster
+    than dense; infinity where it costs less of the CPU, too."""
+    body = exchanges.expected_body(ELEMENTS, density * ELEMENTS)
+    work = 1 / rates.encode + 2 * density / rates.decode - 1 / rates.reduce  # s an element
+    saved = 4 - body / ELEMENTS  # bytes an element
+    return saved / work if work > 0 else float("inf")
+
+
+# -- exchanges ------------------------------------------------------------------------------------
+
+
+def _meet(exchange) -> None:
+    exchange.post_allgather(np.zeros(1, np.uint8)).wait()
+
+
+def _slowest(exchange, seconds: float) -> float:
+    ticket = exchange.post_allgather(np.array([seconds]))
+    ticket.wait()
+    return max(float(array[0]) for array in ticket.arrays())
+
+
+def link(exchange, busiest: float) -> Link:
+    """By allgathers, small and large. busiest: messages through the busiest link, of a rank each.
+
+    Latency is half of a small allgather, which has two rounds.
+    """
+    small = np.zeros(MEET_BYTES, np.uint8)
+    large = np.full(min(LARGE, (64 << 20) // exchange.size), exchange.rank, np.uint8)
+    ticket = exchange.post_allgather(large)
+    ticket.wait()
+    if not all((array == rank % 256).all() for rank, array in enumerate(ticket.arrays())):
+        raise GtcbmufError("an allgather brought other bytes than were sent")
+
+    def gather(array):
+        exchange.post_allgather(array).wait()
+
+    def seconds(array, repeats):
+        median = _median(lambda: gather(array), repeats, lambda: _meet(exchange))
+        return _slowest(exchange, median)
+
+    both = seconds(small, SMALL_REPEATS)
+    transfer = max(seconds(large, REPEATS) - both, 1e-9)
+    return Link(busiest * len(large) / transfer, both / 2)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A bucket of ELEMENTS, exchanged by all ranks: seconds."""
+
+    dense: float
+    gtc: float
+
+
+def trial(exchange, density: float) -> Trial:
+    """By the exchange itself, checked first."""
+    _check_exchange(exchange, density)
+    values = gradient(exchange.rank, ELEMENTS, density)
+    residual, rest, total = np.zeros((3, ELEMENTS), np.float32)
+    array = np.ones(ELEMENTS, np.float32)
+
+    def gtc():
+        total.fill(0)
+        _gtc(exchange, values, residual, rest, total)
+        np.multiply(total, np.float32(1 / exchange.size), out=total)
+
+    def dense():
+        exchange.post_allreduce(array).wait()
+
+    return Trial(*(_slowest(exchange, _median(step, REPEATS, lambda: _meet(exchange)))
+                   for step in (dense, gtc)))  # fmt: skip
+
+
+def _gtc(exchange, values, residual, rest, total) -> None:
+    ticket = exchange.post_encode(0, [values], residual, rest, 1.0)
+    ticket.wait()
+    ticket.decode_add(total)
+
+
+def _check_exchange(exchange, density: float) -> None:
+    of_ranks = [gradient(rank, CHECKED, density) for rank in range(exchange.size)]
+    residual, rest, total = np.zeros((3, CHECKED), np.float32)
+    _gtc(exchange, of_ranks[exchange.rank], residual, rest, total)
+    added = of_ranks[exchange.rank].copy()
+    exchange.post_allreduce(added, mean=False).wait()
+    expected = np.sum(of_ranks, axis=0, dtype=np.float64)
+    if not (np.array_equal(total, expected) and np.array_equal(added, expected)):
+        raise GtcbmufError("the exchange gives another sum than the gradients have")
+
+
+def predicted(network: Network, team: Team, density: float) -> Trial:
+    """The same trial by the formulas."""
+    r, body = network.rates, exchanges.expected_body(ELEMENTS, density * ELEMENTS)
+    dense = exchanges.allreduce(network, team, 4 * ELEMENTS).seconds + ELEMENTS / r.reduce
+    gtc = exchanges.allgather(network, team, body).seconds
+    gtc += ELEMENTS / r.encode + team.size * density * ELEMENTS / r.decode
+    return Trial(dense, gtc)
