@@ -108,17 +108,22 @@ def choose(row: Row) -> Prediction:
 
 
 def verdict(row: Row) -> str:
-    """One sentence or two, for people."""
+    """A few sentences, for people."""
     if row.workers == 1:
         return "One worker has nothing to exchange: train without this library."
     best = choose(row)
     efficiency = f"speed-up {best.speedup:.1f} with {row.workers} workers"
     if best is row.dense:
-        return f"On this network compression does not pay: use dense ({efficiency})."
-    gain = row.dense.step / best.step
-    text = f"Use {best.method}{settings(best)}: {efficiency}, {gain:.1f} times as fast as dense."
+        text = f"On this network compression does not pay: use dense ({efficiency})."
+    else:
+        gain = row.dense.step / best.step
+        text = (
+            f"Use {best.method}{settings(best)}: {efficiency}, {gain:.1f} times as fast as dense."
+        )
     if best.speedup < row.workers / 4:
         text += " Even so, less than a quarter of the workers' time is computation."
+    if best.step > NEAR * row.ring.step:
+        text += " The ring allreduce of another library may be faster."
     return text
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gtcbmuf.backends import portable
+from gtcbmuf import backends
 from gtcbmuf.errors import GtcbmufError
 from gtcbmuf.plan import exchanges
 from gtcbmuf.plan.exchanges import Team
@@ -52,6 +52,7 @@ def _median(action: Callable[[], object], repeats: int, before=lambda: None) -> 
 
 def check_codec(codec) -> None:
     """GtcbmufError unless its message is that of the portable codec, and means the gradient."""
+    portable = backends.choose("portable")
     values, zeros = gradient(0, CHECKED, 0.01), np.zeros(CHECKED, np.float32)
     rests = np.ones((2, CHECKED), np.float32)
     message = codec.encode([values], zeros, rests[0], 1.0)

@@ -7,7 +7,7 @@ import pytest
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan import advise
 from gtcbmuf.plan.model import METHODS, Job, bmuf, hybrid
-from gtcbmuf.plan.network import Link, Network
+from gtcbmuf.plan.network import Link, Network, Rates
 
 TEN = Network(Link(1.25e9, 5e-5))
 JOB = Job(25_000_000, 0.2, 64, 8)
@@ -65,6 +65,9 @@ def test_verdicts():
     assert "times as fast as dense" in verdict(TEN)
     assert verdict(TEN, workers=16, density=0.0005).startswith("Use GTC: speed-up 1")
     assert "less than a quarter" in verdict(Network(Link(1e6, 5e-5)))
+    assert "another library" not in verdict(TEN)
+    slow_codec = replace(TEN, rates=Rates(1e7, 1e6, 1e7), inter=Link(1e10, 5e-5))
+    assert "The ring allreduce of another library may be faster." in verdict(slow_codec)
 
 
 @pytest.mark.parametrize("gbit", [8, 10, 25])
