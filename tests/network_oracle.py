@@ -172,6 +172,23 @@ class Broadcast:
                     self._send(time, target, peer, shard)
 
 
+def ring(cluster, count):
+    """An allreduce of `count` bytes around all ranks: 2 (N - 1) times a shard to the next rank,
+    as soon as that of the rank before has come. The time at which the last one has."""
+    size, latest = cluster.size, [0.0]
+
+    def pass_on(time, rank, passed):
+        latest[0] = max(latest[0], time)
+        if passed < 2 * (size - 1):
+            peer = (rank + 1) % size
+            cluster.send(time, rank, peer, count // size, lambda t: pass_on(t, peer, passed + 1))
+
+    for rank in range(size):
+        cluster.at(0.0, pass_on, rank, 0)
+    cluster.run()
+    return latest[0]
+
+
 def broadcasts(cluster, ranks, starts, counts):
     """Some at once, to their ends: the time of each rank."""
     all_ = [Broadcast(cluster, ranks, starts, count) for count in counts]

@@ -63,7 +63,7 @@ def run(options) -> int:
     if options.json:
         print(json.dumps(_document(job, network, assumed, rows), indent=2))
     else:
-        _print(job, network, assumed, rows)
+        _print(job, network, assumed, rows, measured.about)
     if options.plot:
         _plot(draw, options.plot, rows)
         if not options.json:
@@ -111,8 +111,11 @@ def _document(job, network, assumed, rows) -> dict:
             "verdict": advise.verdict(rows[-1])}  # fmt: skip
 
 
-def _print(job, network, assumed, rows) -> None:
+def _print(job, network, assumed, rows, about) -> None:
     print("inputs")
+    if about:
+        facts = ", ".join(f"{name} {value}" for name, value in about.items())
+        print(f"  {'measured':16}{facts}")
     for name, text in _input_lines(job, network, assumed):
         print(f"  {name:16}{text}")
     print("\npredicted step [ms], speed-up, MB that a worker sends in a step")

@@ -1,7 +1,9 @@
 """gtcbmuf plan: its table, JSON and plot; refusals with the cure; the file of inputs."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +37,13 @@ def test_the_table(capsys):
     assert "\nUse hybrid in groups of 8" in out
 
 
+def test_the_page_shows_what_is_printed(capsys):
+    page = (Path(__file__).parents[2] / "docs" / "planning.md").read_text()
+    command, shown = re.search(r"\$ gtcbmuf (plan .*)\n((?:.*\n)*?)```", page).groups()
+    assert main(command.split()) == 0
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == shown.splitlines()
+
+
 def test_json_has_what_the_table_has(capsys):
     assert main([*JOB, *LINK, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -63,6 +72,8 @@ def test_measured_inputs_count_unless_an_option_says_otherwise(tmp_path, capsys)
         "rates": {"encode": 2e9, "decode": 5e8, "reduce": 4e8},
     }
     assert found["assumed"] == ["overlap"]
+    assert main([*JOB, "--inputs", str(path)]) == 0
+    assert "  measured        ranks 4\n" in capsys.readouterr().out
 
 
 def test_one_host_needs_no_link(capsys):

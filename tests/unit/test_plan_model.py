@@ -146,6 +146,15 @@ def test_a_step_of_dense_and_a_block_of_bmuf():
     close(dense(job, NETWORK).step, 0.05 + max(ends.values()) - max(gathered.values()) + work, 0.02)
 
 
+@pytest.mark.parametrize("workers, per_host", [(2, 1), (8, 1), (8, 8), (16, 8)])
+def test_a_ring_for_comparison(workers, per_host):
+    machines = cluster(workers, per_host)
+    end = oracle.ring(machines, 4 * 2_000_000)
+    found = ring(Job(2_000_000, 0.05, workers, per_host, overlap=0.0), NETWORK)
+    close(found.step, 0.05 + end, 0.05)
+    close(found.worker_bytes, sum(machines.sent) / workers, 1e-4)
+
+
 # -- limits ---------------------------------------------------------------------------------------
 
 

@@ -193,7 +193,12 @@ def test_targets_that_cannot_be_met(target, says, tmp_path, capsys):
     assert says in capsys.readouterr().err
 
 
-NPY = b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}" + b" " * 58 + b"\n" + bytes(4)
+NPY = (
+    b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}"
+    + b" " * 58
+    + b"\n"
+    + bytes(4)
+)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04", b"nothing of the kind", NPY])
