@@ -49,9 +49,8 @@ def run(options) -> int:
     threads = settings.threads or config.default_threads(1 if alone else runtime.local_size())
     codec = backends.choose("native", variant=settings.variant, threads=threads)
     measure.check_codec(codec)
-    if ranks > 1:
-        runtime.barrier()  # all measure at once, as they will work at once
-    rates = measure.rates(codec, options.density)
+    meet = runtime.barrier if ranks > 1 else lambda: None
+    rates = measure.rates(codec, options.density, meet)
     about = {"ranks": ranks, "threads": threads, "density": options.density,
              "time": time.strftime("%Y-%m-%d %H:%M:%S %z")}  # fmt: skip
     if ranks == 1:

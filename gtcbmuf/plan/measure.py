@@ -63,8 +63,11 @@ def check_codec(codec) -> None:
         raise GtcbmufError("the codec does not give back what it was given")
 
 
-def rates(codec, density: float) -> Rates:
-    """Of this process: see Rates. encode has the clearing and scaling of the sum in it."""
+def rates(codec, density: float, meet=lambda: None) -> Rates:
+    """Of this process: see Rates. encode has the clearing and scaling of the sum in it.
+
+    meet: waits for the other ranks of a job, so that all work at once, as they do in training.
+    """
     n, residual = ELEMENTS, np.zeros(ELEMENTS, np.float32)
     rest, dense, wide = np.empty_like(residual), np.zeros_like(residual), np.zeros(n)
     values = gradient(0, n, density)
@@ -81,9 +84,9 @@ def rates(codec, density: float) -> Rates:
         np.add(wide, values, out=wide)
 
     return Rates(
-        encode=n / _median(encode, REPEATS),
-        decode=max(1, sent) / _median(lambda: codec.decode_add(messages, dense), REPEATS),
-        reduce=n / _median(reduce, REPEATS),
+        encode=n / _median(encode, REPEATS, meet),
+        decode=max(1, sent) / _median(lambda: codec.decode_add(messages, dense), REPEATS, meet),
+        reduce=n / _median(reduce, REPEATS, meet),
     )
 
 
