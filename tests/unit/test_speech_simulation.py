@@ -99,8 +99,14 @@ def script(folder, *arguments):
             "--results", str(folder / "results.jsonl"), "--folder", str(folder), *arguments]  # fmt: skip
 
 
+# scripts/test keeps working directories off the path of Python; a user does not.
+AS_A_USER = {**os.environ, "PYTHONSAFEPATH": ""}
+
+
 def ran(folder, *arguments):
-    return subprocess.run(script(folder, *arguments), capture_output=True, text=True, check=False)
+    return subprocess.run(
+        script(folder, *arguments), capture_output=True, text=True, check=False, env=AS_A_USER
+    )
 
 
 HYBRID = ("--strategy", "hybrid", "--workers", "8", "--group-size", "4", "--scale", "3",
@@ -121,7 +127,7 @@ def test_a_run_and_the_same_again(tmp_path):
 
 def test_killed_and_started_again(tmp_path):
     """The same line as without interruption, but for the time."""
-    job = subprocess.Popen(script(tmp_path, *HYBRID, "--save-seconds", "0"))
+    job = subprocess.Popen(script(tmp_path, *HYBRID, "--save-seconds", "0"), env=AS_A_USER)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("hybrid-8-*.npz")) and time.monotonic() < deadline:
         time.sleep(0.01)
