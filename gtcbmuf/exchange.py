@@ -187,8 +187,8 @@ class MpiExchange:
         return self._core.counters()
 
     def close(self) -> bool:
-        """End what is in flight. False if MPI may still touch its buffers: then do not free the
-        communicator."""
+        """End what is in flight. False if MPI may still touch its buffers, or messages may lie
+        unread: then no rank may free the communicator."""
         return self._core.close()
 
 

@@ -14,6 +14,8 @@ from gtcbmuf import agreement, config, launcher
 from gtcbmuf import groups as grouping
 from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
 
+FORWARD_SECONDS = 0.3  # mpirun, told to abort, drops output that it has not forwarded yet
+
 
 @dataclass
 class _Runtime:
@@ -30,6 +32,7 @@ class _Runtime:
 
 
 _runtime: _Runtime | None = None
+_left: _Runtime | None = None  # shut down cleanly here; its communicators are still to be freed
 
 
 def init() -> None:
@@ -43,6 +46,7 @@ def init() -> None:
         return
     MPI = launcher.load_mpi()
     comm = MPI.COMM_WORLD.Dup()
+    _free_what_is_left(comm)
     settings = _together(comm, config.current)
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     place = (local.bcast(comm.rank), MPI.Get_processor_name())
@@ -135,6 +139,7 @@ def _end_all_ranks(kind, error, trace):
     print(f"gtcbmuf: rank {rank} of {size} ends the job:", file=sys.stderr)
     previous(kind, error, trace)
     sys.stderr.flush()
+    time.sleep(FORWARD_SECONDS)
     runtime.MPI.COMM_WORLD.Abort(1)
 
 
@@ -152,6 +157,7 @@ def _close(runtime) -> bool:
 def shutdown() -> None:
     """Leave the job. Does not wait for other ranks; what they still expect of this one fails at
     their deadline. MPI itself stays up until the program ends; init() may follow."""
+    global _left
     runtime = _runtime
     if runtime is None:
         return
@@ -159,10 +165,19 @@ def shutdown() -> None:
     atexit.unregister(_close)
     runtime.MPI.COMM_SELF.Delete_attr(runtime.keyval)
     runtime.MPI.Comm.Free_keyval(runtime.keyval)
-    if clean:
-        for _, comm in runtime.exchanges:
-            comm.Free()
-        runtime.comm.Free()
+    _left = runtime if clean else None
+
+
+def _free_what_is_left(comm) -> None:
+    """The communicators of an earlier init(): freeing them takes all ranks, for which shutdown()
+    does not wait. If one rank left something on its way, none frees any: a later communicator of
+    the same number could take that message for its own."""
+    global _left
+    left, _left = _left, None
+    if all(comm.allgather(left is not None)):
+        for _, old in left.exchanges:
+            old.Free()
+        left.comm.Free()
 
 
 # -- questions -----------------------------------------------------------------------------------

@@ -55,8 +55,8 @@ typedef struct gtcb_counters {
 
 /* `comm` is for this exchange alone. */
 gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_exchange **out);
-/* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers: then the exchange and those operations
-   must be left alone for good, and the communicator not be freed. */
+/* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers, or messages may lie unread: then
+   the exchange and those operations must be left alone for good, and no rank may free the communicator. */
 bool gtcb_exchange_close(gtcb_exchange *exchange);
 void gtcb_exchange_free(gtcb_exchange *exchange);      /* once closed, if that gave true, and all operations released */
 uint32_t gtcb_exchange_rank(const gtcb_exchange *exchange);

@@ -48,6 +48,7 @@ void gtcb_exchange_fail(gtcb_exchange *x, const gtcb_failure *failure, uint64_t 
     if (x->failed)
         return;
     x->failed = true;
+    x->abandoned = true;       /* a farewell can stay unread: no later communicator may take it for its own */
     pthread_mutex_lock(&x->engine->lock);
     x->failure = *failure;
     pthread_mutex_unlock(&x->engine->lock);

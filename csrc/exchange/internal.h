@@ -97,7 +97,7 @@ struct gtcb_exchange {
     gtcb_op *idle;                 /* lock */
     gtcb_op *active;               /* drive; in order of sequence */
     size_t active_count;           /* drive */
-    bool abandoned;                /* drive: some operation ended with transfers pending */
+    bool abandoned;                /* drive: transfers may still be pending, or messages unread */
     gtcb_failure failure;          /* lock: the first */
     bool failed;                   /* drive */
     gtcb_batch farewells;          /* drive: to all others */

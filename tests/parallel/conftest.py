@@ -91,6 +91,7 @@ def _wait(item, request, text):
             message = (f"\n{item.nodeid} failed on rank {COMM.rank} of {COMM.size}; not all others "
                        f"came to its end:\n{text}\n")  # fmt: skip
             os.write(item.config.stash[STDERR], message.encode())
+            time.sleep(0.3)  # at an abort mpirun drops what it has not forwarded yet
             MPI.COMM_WORLD.Abort(1)
         time.sleep(0.0005)
 
