@@ -44,8 +44,8 @@ def plot_records(records: Sequence[Mapping[str, Any]], path: str | Path, title: 
             right.plot(*zip(*points, strict=True), **style)
         else:
             right.axhline(error[-1], color=colour, linestyle=":", linewidth=1.5)
-            right.annotate(f"{record['strategy']}, nothing sent: final error", (0.98, error[-1]),
-                           xycoords=("axes fraction", "data"), ha="right", va="top",
+            right.annotate(f"{record['strategy']}, nothing sent: final error", (0.02, error[-1]),
+                           xycoords=("axes fraction", "data"), ha="left", va="top",
                            xytext=(0, -3), textcoords="offset points", fontsize=8, color=colour)
     left.set(xlabel="training sequences, all workers together (0.6 s of speech each)",
              ylabel="frame error rate")
