@@ -118,3 +118,17 @@ def test_shutdown_with_an_operation_in_flight(comm):
             ticket.wait()
     runtime.init()
     assert total(runtime.world(), 1) == [comm.size] * 3
+
+
+def test_messages_left_unread_reach_no_later_communicator(comm):
+    """Rank 0 leaves; what the others had sent to it must not meet the next exchanges."""
+    for _ in range(5):
+        if comm.rank != 0:
+            runtime.world().post_allgather(np.zeros(1000, np.uint8))
+        runtime.shutdown()
+        comm.Barrier()
+        runtime.init()
+        groups = runtime.groups(max(1, comm.size // 2))
+        for exchange in (groups.world, groups.intra, groups.inter):
+            if exchange is not None:
+                assert total(exchange, 1) == [exchange.size] * 3
