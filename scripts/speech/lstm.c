@@ -25,76 +25,124 @@
 
 enum { H = HIDDEN, G = 4 * H, STEPS = 32, INPUTS = 256, CLASSES = 512 };
 
-typedef float lane __attribute__((vector_size(4 * VECTOR), aligned(4)));
+typedef float lane __attribute__((vector_size(4 * VECTOR)));
+typedef float anywhere __attribute__((vector_size(4 * VECTOR), aligned(4), may_alias)); /* a lane in an array of floats */
+typedef int32_t lane_index __attribute__((vector_size(4 * VECTOR)));
 enum { LANE = VECTOR, ROWS = 4, LANES = 3 };
+#define PADDED(n) (((n) + LANE - 1) / LANE * LANE)
+#define INLINE static inline __attribute__((always_inline))
 
-/* Of C [m, n] += A [m, k] B [k, n]. a_row, a_column: strides of A; b_row, c_row: of B's and C's rows. */
+/* C [m, n] = A [m, k] B [k, n], plus `add`. a_row, a_column: strides of A; b_row, c_row: of B's and C's rows.
+   B's rows are readable up to PADDED(n). add: a row for each of C's, or, with add_row 0, the same for all; or NULL. */
 typedef struct {
-    int k, a_row, a_column, b_row, c_row;
+    int k, a_row, a_column, b_row, c_row, add_row;
+    const float *add;
 } shape;
 
-/* ROWS rows of C, `lanes` vectors (a constant where this is inlined) wide. */
-static inline __attribute__((always_inline)) void tile(int lanes, const shape *s, const float *a,
-                                                       const float *b, float *c) {
-    lane sum[ROWS][LANES], row[LANES];
-    for (int r = 0; r < ROWS; r++) memcpy(sum[r], c + (size_t)r * s->c_row, lanes * sizeof(lane));
+/* `rows` rows of C, `lanes` vectors wide (both constants where this is inlined); of the last vector `last` floats. */
+INLINE lane load(const float *at) { return *(const anywhere *)at; }
+INLINE void store(float *at, lane v) { *(anywhere *)at = v; }
+
+INLINE lane load_part(const float *at, int floats) {
+    lane v = {0};
+    memcpy(&v, at, floats * sizeof(float));
+    return v;
+}
+
+INLINE void tile(int rows, int lanes, int last, const shape *s, const float *a, const float *b, const float *add, float *c) {
+    lane sum[ROWS][LANES];
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < lanes; v++) sum[r][v] = (lane){0};
+    for (int r = 0; r < rows && add != NULL; r++)
+        for (int v = 0; v < lanes; v++)
+            sum[r][v] = v < lanes - 1 || last == LANE ? load(add + (size_t)r * s->add_row + v * LANE)
+                                                      : load_part(add + (size_t)r * s->add_row + v * LANE, last);
     for (int l = 0; l < s->k; l++) {
-        memcpy(row, b + (size_t)l * s->b_row, lanes * sizeof(lane));
-        for (int r = 0; r < ROWS; r++) {
+        lane row[LANES];
+        for (int v = 0; v < lanes; v++) row[v] = load(b + (size_t)l * s->b_row + v * LANE);
+        for (int r = 0; r < rows; r++) {
             float x = a[(size_t)r * s->a_row + (size_t)l * s->a_column];
             for (int v = 0; v < lanes; v++) sum[r][v] += x * row[v];
         }
     }
-    for (int r = 0; r < ROWS; r++) memcpy(c + (size_t)r * s->c_row, sum[r], lanes * sizeof(lane));
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < lanes; v++)
+            if (v < lanes - 1 || last == LANE)
+                store(c + (size_t)r * s->c_row + v * LANE, sum[r][v]);
+            else
+                memcpy(c + (size_t)r * s->c_row + v * LANE, &sum[r][v], last * sizeof(float));
 }
 
-/* What is left at the edges. */
-static void edge(int m, int n, const shape *s, const float *a, const float *b, float *c) {
-    for (int i = 0; i < m; i++)
-        for (int l = 0; l < s->k; l++) {
-            float x = a[(size_t)i * s->a_row + (size_t)l * s->a_column];
-            for (int j = 0; j < n; j++) c[(size_t)i * s->c_row + j] += x * b[(size_t)l * s->b_row + j];
-        }
+INLINE void tiles(int rows, int n, const shape *s, const float *a, const float *b, const float *add, float *c) {
+    int j = 0;
+    const float *plus = add;
+    for (; j + LANES * LANE <= n; j += LANES * LANE, plus += add ? LANES * LANE : 0)
+        tile(rows, LANES, LANE, s, a, b + j, plus, c + j);
+    for (; j + LANE <= n; j += LANE, plus += add ? LANE : 0) tile(rows, 1, LANE, s, a, b + j, plus, c + j);
+    if (j < n) tile(rows, 1, n - j, s, a, b + j, plus, c + j);
 }
 
 static void multiply(int m, int n, shape s, const float *a, const float *b, float *c) {
     int i = 0;
-    for (; i + ROWS <= m; i += ROWS) {
-        const float *rows = a + (size_t)i * s.a_row;
-        float *to = c + (size_t)i * s.c_row;
-        int j = 0;
-        for (; j + LANES * LANE <= n; j += LANES * LANE) tile(LANES, &s, rows, b + j, to + j);
-        for (; j + LANE <= n; j += LANE) tile(1, &s, rows, b + j, to + j);
-        edge(ROWS, n - j, &s, rows, b + j, to + j);
-    }
-    edge(m - i, n, &s, a + (size_t)i * s.a_row, b, c + (size_t)i * s.c_row);
+    for (; i + ROWS <= m; i += ROWS)
+        tiles(ROWS, n, &s, a + (size_t)i * s.a_row, b, s.add ? s.add + (size_t)i * s.add_row : NULL, c + (size_t)i * s.c_row);
+    for (; i < m; i++)
+        tiles(1, n, &s, a + (size_t)i * s.a_row, b, s.add ? s.add + (size_t)i * s.add_row : NULL, c + (size_t)i * s.c_row);
 }
 
-/* out [columns, rows] = in [rows, columns] */
-static void transpose(int rows, int columns, const float *in, float *out) {
-    enum { TILE = 16 };
-    for (int i = 0; i < rows; i += TILE)
-        for (int j = 0; j < columns; j += TILE)
-            for (int q = j; q < columns && q < j + TILE; q++)
-                for (int p = i; p < rows && p < i + TILE; p++)
-                    out[(size_t)q * rows + p] = in[(size_t)p * columns + q];
-}
-
-/* y [n] += x [k] W [k, n], n a multiple of 64 or the last part done one by one */
-static void vector_matrix(int k, int n, const float *x, const float *w, float *y) {
-    int j = 0;
-    for (; j + 4 * LANE <= n; j += 4 * LANE) {
-        lane sum[4];
-        memcpy(sum, y + j, sizeof sum);
-        for (int l = 0; l < k; l++) {
-            lane row[4];
-            memcpy(row, w + (size_t)l * n + j, sizeof row);
-            for (int s = 0; s < 4; s++) sum[s] += x[l] * row[s];
+/* Rows of LANE vectors become columns: in round b, lanes whose numbers differ in bit b change places. */
+INLINE void transpose_block(lane v[LANE]) {
+#pragma GCC unroll 4
+    for (int bit = 1; bit < LANE; bit *= 2) {
+        lane_index low, high;
+#pragma GCC unroll 16
+        for (int l = 0; l < LANE; l++) {
+            low[l] = l & bit ? LANE + l - bit : l;
+            high[l] = l & bit ? LANE + l : l + bit;
         }
-        memcpy(y + j, sum, sizeof sum);
+#pragma GCC unroll 16
+        for (int r = 0; r < LANE; r++) {
+            if (r & bit) continue;
+            lane first = v[r], second = v[r + bit];
+            v[r] = __builtin_shuffle(first, second, low);
+            v[r + bit] = __builtin_shuffle(first, second, high);
+        }
     }
-    for (int l = 0; l < k; l++)
-        for (int q = j; q < n; q++) y[q] += x[l] * w[(size_t)l * n + q];
+}
+
+/* out [columns, PADDED(rows)] = in [rows, columns]; what pads is 0 */
+static void transpose(int rows, int columns, const float *in, float *out) {
+    int width = PADDED(rows);
+    for (int j = 0; j < columns; j += LANE)
+        for (int i = 0; i < rows; i += LANE) {
+            int high = rows - i < LANE ? rows - i : LANE, wide = columns - j < LANE ? columns - j : LANE;
+            lane block[LANE];
+            for (int r = 0; r < LANE; r++)
+                block[r] = r >= high      ? (lane){0}
+                           : wide == LANE ? load(in + (size_t)(i + r) * columns + j)
+                                          : load_part(in + (size_t)(i + r) * columns + j, wide);
+            transpose_block(block);
+            for (int r = 0; r < wide; r++) store(out + (size_t)(j + r) * width + i, block[r]);
+        }
+}
+
+/* y [n] += x [k] W [k, n], n a multiple of LANE, k of 2 */
+INLINE void vector_matrix_part(int lanes, int k, int n, const float *x, const float *w, float *y) {
+    lane even[2 * LANES], odd[2 * LANES];
+    for (int s = 0; s < lanes; s++) even[s] = load(y + s * LANE), odd[s] = (lane){0};
+    for (int l = 0; l < k; l += 2)
+        for (int s = 0; s < lanes; s++) {
+            even[s] += x[l] * load(w + (size_t)l * n + s * LANE);
+            odd[s] += x[l + 1] * load(w + (size_t)(l + 1) * n + s * LANE);
+        }
+    for (int s = 0; s < lanes; s++) store(y + s * LANE, even[s] + odd[s]);
+}
+
+static void vector_matrix(int k, int n, const float *x, const float *w, float *y) {
+    enum { WIDE = 2 * LANES };
+    int j = 0;
+    for (; j + WIDE * LANE <= n; j += WIDE * LANE) vector_matrix_part(WIDE, k, n, x, w + j, y + j);
+    for (; j < n; j += LANE) vector_matrix_part(1, k, n, x, w + j, y + j);
 }
 
 /* e^x to 2 units in the last place, in a form that compilers turn into vectors; NaN stays NaN. */
@@ -131,15 +179,16 @@ typedef struct {
 
 static float transposed[G * INPUTS];
 
-static void forward(int steps, int inputs, const float *x, layer w, course *c) {
-    for (int t = 0; t < steps; t++)
-        for (int j = 0; j < G; j++) c->gates[t][j] = w.input_bias[j] + w.hidden_bias[j];
+/* x: rows of `width` floats, of which `inputs` count */
+static void forward(int steps, int inputs, int width, const float *x, layer w, course *c) {
+    float bias[G];
+    for (int j = 0; j < G; j++) bias[j] = w.input_bias[j] + w.hidden_bias[j];
     transpose(G, inputs, w.input, transposed);
-    multiply(steps, G, (shape){inputs, inputs, 1, G, G}, x, transposed, c->gates[0]);
-    transpose(G, H, w.hidden, transposed);
+    multiply(steps, G, (shape){inputs, width, 1, G, G, 0, bias}, x, transposed, c->gates[0]);
+    for (int q = 0; q < 4; q++) transpose(H, H, w.hidden + q * H * H, transposed + q * H * H);
     for (int t = 0; t < steps; t++) {
         float *g = c->gates[t];
-        if (t > 0) vector_matrix(H, G, c->out[t - 1], transposed, g);
+        for (int q = 0; q < 4 && t > 0; q++) vector_matrix(H, H, c->out[t - 1], transposed + q * H * H, g + q * H);
         for (int j = 0; j < 2 * H; j++) g[j] = sigmoid(g[j]);
         for (int j = 2 * H; j < 3 * H; j++) g[j] = 2 * sigmoid(2 * g[j]) - 1; /* tanh */
         for (int j = 3 * H; j < G; j++) g[j] = sigmoid(g[j]);
@@ -153,8 +202,8 @@ static void forward(int steps, int inputs, const float *x, layer w, course *c) {
 }
 
 /* d_out: of each step's output. Gradients of the parameters are set; d_x, unless NULL, too. */
-static void backward(int steps, int inputs, const float *x, layer w, const course *c,
-                     float d_out[][H], layer d_w, float *d_x) {
+static void backward(int steps, int inputs, int width, const float *x, layer w, const course *c, float d_out[][H],
+                     layer d_w, float *d_x) {
     static float d_gates[STEPS][G];
     float d_cell[H] = {0}, d_hidden[H] = {0};
     for (int t = steps - 1; t >= 0; t--) {
@@ -173,16 +222,17 @@ static void backward(int steps, int inputs, const float *x, layer w, const cours
         memset(d_hidden, 0, sizeof d_hidden);
         if (t > 0) vector_matrix(G, H, d, w.hidden, d_hidden);
     }
-    memset(d_w.input, 0, sizeof(float) * layer_size(inputs));
-    multiply(G, inputs, (shape){steps, 1, G, inputs, inputs}, d_gates[0], x, d_w.input);
-    multiply(G, H, (shape){steps - 1, 1, G, H, H}, d_gates[1], c->out[0], d_w.hidden);
+    multiply(G, inputs, (shape){.k = steps, .a_row = 1, .a_column = G, .b_row = width, .c_row = inputs}, d_gates[0], x,
+             d_w.input);
+    multiply(G, H, (shape){.k = steps - 1, .a_row = 1, .a_column = G, .b_row = H, .c_row = H}, d_gates[1], c->out[0],
+             d_w.hidden);
+    memset(d_w.input_bias, 0, sizeof(float) * G);
     for (int t = 0; t < steps; t++)
         for (int j = 0; j < G; j++) d_w.input_bias[j] += d_gates[t][j];
     memcpy(d_w.hidden_bias, d_w.input_bias, sizeof(float) * G);
-    if (d_x != NULL) {
-        memset(d_x, 0, sizeof(float) * steps * inputs);
-        multiply(steps, inputs, (shape){G, G, 1, inputs, inputs}, d_gates[0], w.input, d_x);
-    }
+    if (d_x != NULL)
+        multiply(steps, inputs, (shape){.k = G, .a_row = G, .a_column = 1, .b_row = inputs, .c_row = inputs}, d_gates[0],
+                 w.input, d_x);
 }
 
 /* logits [steps, classes] become their gradient; the mean loss. A target below 0 does not count. */
@@ -212,29 +262,33 @@ float speech_gradient(int steps, int inputs, int classes, const float *x, const 
                       float *params, float *gradient) {
     static course first, second;
     static float logits[STEPS * CLASSES], d_second[STEPS][H], d_first[STEPS][H];
-    static float out_transposed[H * CLASSES];
+    static int last_width;
+    static float padded[STEPS * PADDED(INPUTS)], out_transposed[H * PADDED(CLASSES)];
     if (steps < 2 || steps > STEPS || inputs > INPUTS || classes > CLASSES) return NAN;
     size_t at_second = layer_size(inputs), at_out = at_second + layer_size(H);
     layer one = layer_at(params, inputs), two = layer_at(params + at_second, H);
     float *out = params + at_out, *bias = out + (size_t)classes * H;
     float *d_weight = gradient + at_out, *d_bias = d_weight + (size_t)classes * H;
 
-    forward(steps, inputs, x, one, &first);
-    forward(steps, H, first.out[0], two, &second);
-    for (int t = 0; t < steps; t++) memcpy(logits + (size_t)t * classes, bias, sizeof(float) * classes);
+    int width = PADDED(inputs); /* what pads is never written: 0 */
+    if (width != last_width) memset(padded, 0, sizeof padded), last_width = width;
+    for (int t = 0; t < steps; t++)
+        memcpy(padded + (size_t)t * width, x + (size_t)t * inputs, sizeof(float) * inputs);
+    forward(steps, inputs, width, padded, one, &first);
+    forward(steps, H, H, first.out[0], two, &second);
     transpose(classes, H, out, out_transposed);
-    multiply(steps, classes, (shape){H, H, 1, classes, classes}, second.out[0], out_transposed, logits);
+    multiply(steps, classes, (shape){H, H, 1, PADDED(classes), classes, 0, bias}, second.out[0], out_transposed, logits);
 
     float loss = cross_entropy(steps, classes, targets, logits);
 
-    memset(d_weight, 0, sizeof(float) * classes * (H + 1));
-    multiply(classes, H, (shape){steps, 1, classes, H, H}, logits, second.out[0], d_weight);
+    multiply(classes, H, (shape){.k = steps, .a_row = 1, .a_column = classes, .b_row = H, .c_row = H}, logits,
+             second.out[0], d_weight);
+    memset(d_bias, 0, sizeof(float) * classes);
     for (int t = 0; t < steps; t++)
         for (int k = 0; k < classes; k++) d_bias[k] += logits[(size_t)t * classes + k];
-    memset(d_second, 0, sizeof d_second);
-    multiply(steps, H, (shape){classes, classes, 1, H, H}, logits, out, d_second[0]);
-    backward(steps, H, first.out[0], two, &second, d_second, layer_at(gradient + at_second, H),
-             d_first[0]);
-    backward(steps, inputs, x, one, &first, d_first, layer_at(gradient, inputs), NULL);
+    multiply(steps, H, (shape){.k = classes, .a_row = classes, .a_column = 1, .b_row = H, .c_row = H}, logits, out,
+             d_second[0]);
+    backward(steps, H, H, first.out[0], two, &second, d_second, layer_at(gradient + at_second, H), d_first[0]);
+    backward(steps, inputs, width, padded, one, &first, d_first, layer_at(gradient, inputs), NULL);
     return loss;
 }
