@@ -15,8 +15,8 @@ bool gtcb_mark_late(gtcb_op *op)
     bool any = false;
     for (int sends = 0; sends < 2 && !any; sends++)
         for (size_t i = 0; i < op->batch.count; i++)
-            if (sends || op->batch.pending[i].slot != GTCB_NO_SLOT) {
-                op->late[op->batch.pending[i].peer] = 1;
+            if (sends || op->batch.pending[i].transfer.slot != GTCB_NO_SLOT) {
+                op->late[op->batch.pending[i].transfer.peer] = 1;
                 any = true;
             }
     return any;

@@ -23,6 +23,8 @@ gtcb_status gtcb_batch_init(gtcb_batch *batch, const gtcb_mpi *mpi, gtcb_handle 
 void gtcb_batch_free(gtcb_batch *batch)
 {
     free(batch->pending);
+    free(batch->sends.waiting);
+    free(batch->receives.waiting);
     free(batch->awaited);
     memset(batch, 0, sizeof *batch);
 }
@@ -42,47 +44,86 @@ static gtcb_request *next_request(gtcb_batch *batch)
     return request;
 }
 
-gtcb_status gtcb_batch_send(gtcb_batch *batch, const void *data, size_t bytes, uint32_t peer, int tag)
+static bool is_send(const gtcb_transfer *t) { return t->slot == GTCB_NO_SLOT; }
+static gtcb_turns *turns_of(gtcb_batch *batch, const gtcb_transfer *t) { return is_send(t) ? &batch->sends : &batch->receives; }
+
+static gtcb_status post(gtcb_batch *batch, const gtcb_transfer *t)
 {
     const gtcb_mpi *mpi = batch->mpi;
-    for (size_t at = 0; at < bytes;) {
-        size_t piece = bytes - at < batch->piece_bytes ? bytes - at : batch->piece_bytes;
-        gtcb_request *request = next_request(batch);
-        if (!request)
-            return GTCB_NO_MEMORY;
-        request->peer = peer;
-        request->slot = GTCB_NO_SLOT;
-        batch->mpi_code = mpi->isend((const char *)data + at, (int)piece, mpi->byte, (int)peer, tag, batch->comm,
-                                     request->opaque);
-        if (batch->mpi_code)
-            return GTCB_MPI_ERROR;
-        batch->count++;
-        batch->bytes_sent += piece;
-        at += piece;
-    }
+    gtcb_request *request = next_request(batch);
+    if (!request)
+        return GTCB_NO_MEMORY;
+    request->transfer = *t;
+    batch->mpi_code = is_send(t) ? mpi->isend(t->data, (int)t->bytes, mpi->byte, (int)t->peer, t->tag, batch->comm, request->opaque)
+                                 : mpi->irecv(t->data, (int)t->bytes, mpi->byte, (int)t->peer, t->tag, batch->comm, request->opaque);
+    if (batch->mpi_code)
+        return GTCB_MPI_ERROR;
+    batch->count++;
+    turns_of(batch, t)->taken |= t->bytes > GTCB_LARGE;
     return GTCB_OK;
+}
+
+static gtcb_status let_wait(gtcb_turns *turns, const gtcb_transfer *t)
+{
+    if (turns->end == turns->capacity) {
+        size_t capacity = turns->capacity ? 2 * turns->capacity : 16;
+        gtcb_transfer *grown = realloc(turns->waiting, capacity * sizeof *grown);
+        if (!grown)
+            return GTCB_NO_MEMORY;
+        turns->waiting = grown;
+        turns->capacity = capacity;
+    }
+    turns->waiting[turns->end++] = *t;
+    return GTCB_OK;
+}
+
+/* A small one, too, waits behind others: MPI matches messages of one tag in the order of posting. */
+static gtcb_status post_in_turn(gtcb_batch *batch, const gtcb_transfer *t)
+{
+    gtcb_turns *turns = turns_of(batch, t);
+    bool waits = turns->first < turns->end || (turns->taken && t->bytes > GTCB_LARGE);
+    return waits ? let_wait(turns, t) : post(batch, t);
+}
+
+/* Those whose turn it is now. */
+static gtcb_status post_waiting(gtcb_batch *batch, gtcb_turns *turns)
+{
+    gtcb_status status = GTCB_OK;
+    while (!status && turns->first < turns->end && !(turns->taken && turns->waiting[turns->first].bytes > GTCB_LARGE))
+        status = post(batch, &turns->waiting[turns->first++]);
+    if (turns->first == turns->end)
+        turns->first = turns->end = 0;
+    return status;
+}
+
+/* In pieces of piece_bytes */
+static gtcb_status add(gtcb_batch *batch, gtcb_transfer whole)
+{
+    gtcb_status status = GTCB_OK;
+    for (size_t at = 0; at < whole.bytes && !status;) {
+        gtcb_transfer piece = whole;
+        piece.data = (char *)whole.data + at;
+        piece.bytes = whole.bytes - at < batch->piece_bytes ? whole.bytes - at : batch->piece_bytes;
+        status = post_in_turn(batch, &piece);
+        at += piece.bytes;
+        if (is_send(&piece))
+            batch->bytes_sent += piece.bytes;
+        else {
+            batch->bytes_received += piece.bytes;
+            batch->awaited[piece.slot]++;
+        }
+    }
+    return status;
+}
+
+gtcb_status gtcb_batch_send(gtcb_batch *batch, const void *data, size_t bytes, uint32_t peer, int tag)
+{
+    return add(batch, (gtcb_transfer){(void *)(uintptr_t)data, bytes, peer, GTCB_NO_SLOT, tag});
 }
 
 gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint32_t peer, int tag, uint32_t slot)
 {
-    const gtcb_mpi *mpi = batch->mpi;
-    for (size_t at = 0; at < bytes;) {
-        size_t piece = bytes - at < batch->piece_bytes ? bytes - at : batch->piece_bytes;
-        gtcb_request *request = next_request(batch);
-        if (!request)
-            return GTCB_NO_MEMORY;
-        request->peer = peer;
-        request->slot = slot;
-        batch->mpi_code = mpi->irecv((char *)data + at, (int)piece, mpi->byte, (int)peer, tag, batch->comm,
-                                     request->opaque);
-        if (batch->mpi_code)
-            return GTCB_MPI_ERROR;
-        batch->count++;
-        batch->awaited[slot]++;
-        batch->bytes_received += piece;
-        at += piece;
-    }
-    return GTCB_OK;
+    return add(batch, (gtcb_transfer){data, bytes, peer, slot, tag});
 }
 
 gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
@@ -104,10 +145,17 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
             batch->cursor++;
             continue;
         }
-        if (request->slot != GTCB_NO_SLOT)
-            batch->awaited[request->slot]--;
+        gtcb_transfer t = request->transfer;
+        gtcb_turns *turns = turns_of(batch, &t);
+        if (!is_send(&t))
+            batch->awaited[t.slot]--;
+        if (t.bytes > GTCB_LARGE)
+            turns->taken = false;
         *request = batch->pending[--batch->count];
         ++*finished;
+        gtcb_status posted = post_waiting(batch, turns);
+        if (posted)
+            return posted;
     }
     return GTCB_OK;
 }

@@ -45,13 +45,32 @@ void gtcb_mpi_error_text(const gtcb_mpi *mpi, int code, char *text, size_t text_
 
 /* -- batch: transfers that are under way together ------------------------------------------------- */
 
-typedef struct gtcb_request {
-    intptr_t opaque[2];
+typedef struct gtcb_transfer {
+    void *data;
+    size_t bytes;
     uint32_t peer;
     uint32_t slot;                   /* what it belongs to; receives only: GTCB_NO_SLOT for sends */
-} gtcb_request;
+    int tag;
+} gtcb_transfer;
 
 #define GTCB_NO_SLOT UINT32_MAX
+
+typedef struct gtcb_request {
+    intptr_t opaque[2];
+    gtcb_transfer transfer;
+} gtcb_request;
+
+/* Transfers above this length take turns: of a batch, one send and one receive are under way at a time. Where every rank
+   sends to every other, to its neighbours first, a network card then has one sender at a time, because MPI lets no
+   long message go before its receive is posted. Several at once overrun the queue of a switch; what is lost is
+   sent again after a timeout, and everything takes 2 to 4 times as long. */
+#define GTCB_LARGE ((size_t)1 << 16)
+
+typedef struct gtcb_turns {
+    gtcb_transfer *waiting;          /* [first, end) for the large one that is pending, in the order in which they came */
+    size_t first, end, capacity;
+    bool taken;
+} gtcb_turns;
 
 typedef struct gtcb_batch {
     const gtcb_mpi *mpi;
@@ -59,6 +78,7 @@ typedef struct gtcb_batch {
     size_t piece_bytes;
     gtcb_request *pending;
     size_t count, capacity, cursor;
+    gtcb_turns sends, receives;      /* where count is 0, none waits */
     uint32_t *awaited;               /* [slots] receives of each slot that have not arrived */
     size_t slots;
     uint64_t bytes_sent, bytes_received;
