@@ -4,8 +4,8 @@ Bytes for each parameter (float32), N workers in G groups; messages and the grad
 come on top, and so does what a back end needs for one message at a time:
 
     GTC      4 N  residuals                         + 12, of the model, the sum and its copy
-    BMUF     4 N  models (12 N at a block's end)    + 8, of W and Δ
-    Hybrid   4 N  residuals                         + 12 G (20 G at a block's end) + 8
+    BMUF     4 N  models (12 N at a block's end)    + 12, of W, Δ and W_start
+    Hybrid   4 N  residuals                         + 12 G (20 G at a block's end) + 12
     Dense    8 N  gradients and messages            + 4
 
 Under MPI a rank of GTC needs 8 beside its model. The difference is what makes a refused step
@@ -79,13 +79,20 @@ class TeamLane(GTCLane):
 
 
 class CommonFilter(BlockFilter):
-    """W and Δ, which all participants compute alike: the first one's update serves all."""
+    """W, Δ and W_start, which all participants compute alike: the first one's serve all."""
 
     def __init__(self, settings: BMUF, participants: int, params: np.ndarray):
         super().__init__(settings, participants, params)
         self._participants, self._calls = participants, 0
+        self._start: np.ndarray | None = None  # of the running block, once it was asked for
+
+    def start(self, part: slice) -> np.ndarray:
+        if self._start is None:
+            self._start = super().start(slice(None))
+        return self._start[part]
 
     def update(self, block_delta: np.ndarray) -> None:
         if self._calls % self._participants == 0:
             super().update(block_delta)
+            self._start = None
         self._calls += 1

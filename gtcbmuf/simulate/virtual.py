@@ -20,7 +20,7 @@ from gtcbmuf.errors import DeadlineError, GtcbmufError, MismatchError, NonFinite
 from gtcbmuf.groups import Groups, form
 from gtcbmuf.simulate.mismatch import describe_odd
 
-PART = 1 << 16  # elements of a sum that are worked on at a time
+PART = 1 << 14  # elements of a sum that are worked on at a time
 MAX_BUCKET = 1 << 24
 OPERATIONS = {"post_encode": 0, "post_allgather": 1, "post_allreduce(mean=False)": 2,
               "post_allreduce(mean=True)": 3, "post_broadcast": 4}  # fmt: skip
@@ -248,11 +248,13 @@ class _Operation:
         dtype = posts[0].array.dtype
         weights = [np.float64(header.sent) for header in self.headers]
         total = np.float64(sum(header.sent for header in self.headers))
+        bodies = [post.body.view(dtype) for post in posts]
         for at in range(0, len(posts[0].array), PART):
             part = slice(at, at + PART)
-            acc = np.zeros(len(posts[0].array[part]), np.float64)
-            for post, weight in zip(posts, weights):
-                acc += weight * post.body.view(dtype)[part].astype(np.float64)
+            acc, weighted = np.zeros((2, len(posts[0].array[part])), np.float64)
+            for body, weight in zip(bodies, weights):
+                np.multiply(body[part], weight, out=weighted, dtype=np.float64)
+                acc += weighted
             with np.errstate(invalid="ignore", over="ignore"):
                 result = (acc / total if posts[0].name.endswith("True)") else acc).astype(dtype)
             for array in _distinct(posts):

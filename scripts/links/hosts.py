@@ -65,7 +65,7 @@ class Hosts:
         _ip(f"-n {SWITCH} link add bridge type bridge")
         _ip(f"-n {SWITCH} link set bridge up")
         # A bucket of one 64 KiB frame, and a queue of a millisecond: a longer one delays what is urgent.
-        shape = f"root tbf rate {self.rate} burst 128kb latency 1ms"
+        shape = f"root tbf rate {self.rate} burst 128kb latency 5ms"
         for i, host in enumerate(self.names, 1):
             _ip(f"netns add {host}")
             _ip(f"-n {host} link add eth0 type veth peer name port{i} netns {SWITCH}")
