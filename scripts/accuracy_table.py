@@ -25,7 +25,11 @@ PUBLISHED = {
     ("bmuf", 32): "3.5", ("bmuf", 64): "8.9", ("bmuf", 128): "9.6",
     ("hybrid", 32): "below 0", ("hybrid", 64): "3.1", ("hybrid", 128): "4.7",
 }  # fmt: skip
-SAME_TASK = ("data", "samples", "hidden")  # what runs must have in common to be compared
+SAME_TASK = (
+    "data",
+    "samples",
+    "hidden",
+)  # what runs must have in common to be compared
 KNOBS = ("group_size", "threshold", "sync_period", "block_momentum", "block_lr", "classical",
          "residuals", "learning_rate", "scale", "momentum", "clip", "warm_up", "final", "alone")  # fmt: skip
 
@@ -67,14 +71,14 @@ def best(records: list[dict]) -> list[dict]:
     return [run for _, run in sorted(min(settings.values(), key=rank).items())]
 
 
-def cells(records: list[dict], split: str = "test") -> dict[tuple[str, int], Cell]:
+def cells(records: list[dict], split: str = "test", methods=METHODS) -> dict[tuple[str, int], Cell]:
     """By method and workers, of one task; empty without a run of one worker."""
     alone = [record for record in records if record["strategy"] == "one"]
     if not alone:
         return {}
     base = statistics.fmean(record[split] for record in best(alone))
     found = {}
-    for method in METHODS:
+    for method in methods:
         for workers in sorted({r["workers"] for r in records if r["strategy"] == method}):
             runs = best([r for r in records if (r["strategy"], r["workers"]) == (method, workers)])
             increases = tuple(100 * (run[split] / base - 1) for run in runs)
@@ -99,7 +103,10 @@ def table(found: dict[tuple[str, int], Cell]) -> str:
         row = [str(workers)]
         for method in METHODS:
             published = PUBLISHED[method, workers]
-            row += [text(found.get((method, workers))), published if " " in published else f"{published} %"]
+            row += [
+                text(found.get((method, workers))),
+                published if " " in published else f"{published} %",
+            ]
         rows.append(row)
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
@@ -129,9 +136,21 @@ def plot(found: dict[tuple[str, int], Cell], path: Path, title: str) -> None:
                 axes.text(at, 0.98, "missing", rotation=90, ha="center", va="top", size=8,
                           transform=axes.get_xaxis_transform())  # fmt: skip
             else:
-                axes.bar(at, cell.mean, 0.9 * width, yerr=cell.spread, capsize=3, color=f"C{i}")
+                axes.bar(
+                    at,
+                    cell.mean,
+                    0.9 * width,
+                    yerr=cell.spread,
+                    capsize=3,
+                    color=f"C{i}",
+                )
             if " " not in PUBLISHED[method, workers]:
-                axes.hlines(float(PUBLISHED[method, workers]), at - width / 2, at + width / 2, "black")
+                axes.hlines(
+                    float(PUBLISHED[method, workers]),
+                    at - width / 2,
+                    at + width / 2,
+                    "black",
+                )
         axes.bar(0, 0, color=f"C{i}", label=name)
     axes.hlines(0, -0.5, len(WORKERS) - 0.5, "black", linewidth=0.5)
     axes.plot([], [], color="black", label="published")
@@ -142,35 +161,73 @@ def plot(found: dict[tuple[str, int], Cell], path: Path, title: str) -> None:
     pyplot.close(figure)
 
 
+def curve(found: dict[tuple, list[dict]], path: Path, split: str) -> None:
+    """Increase against the updates that a worker makes: what many workers have in common."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    names = {**METHODS, "dense": "GTC without threshold"}
+    for position, (task, records) in enumerate(sorted(found.items(), key=str)):
+        for i, (method, name) in enumerate(names.items()):
+            own = {w: c for (m, w), c in cells(records, split, names).items() if m == method}
+            if own:
+                axes.plot([c.steps for c in own.values()], [c.mean for c in own.values()], f"C{i}o" + ":-"[position > 0],
+                          label=f"{name}, {task[1]:,} samples")  # fmt: skip
+                for workers, cell in own.items():
+                    axes.annotate(
+                        workers,
+                        (cell.steps, cell.mean),
+                        textcoords="offset points",
+                        xytext=(4, 4),
+                        size=7,
+                    )
+    axes.axhline(0, color="black", linewidth=0.5)
+    axes.set(xscale="log", xlabel="updates of each worker (the points: number of workers)",
+             ylabel=f"relative increase of frame error on {split} [%]")  # fmt: skip
+    figure.legend(loc="outside right upper", fontsize=8)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def report(path: Path, split: str, plots: Path | None) -> None:
+    """Prints a table for each task of a file of results; plots: a folder for figures."""
+    found = tasks(results.read(path))
+    if not found:
+        sys.exit(f"{path} has no results; scripts/simulate_speech makes some")
+    for task, records in sorted(found.items(), key=str):
+        title = ", ".join(f"{name} {value}" for name, value in zip(SAME_TASK, task, strict=True))
+        print(f"\n{title}; error on {split} against one worker\n")
+        made = cells(records, split)
+        if not made:
+            print(
+                "missing: a run with --strategy one, and one of another strategy to compare with it"
+            )
+            continue
+        print(table(made), settings(made), sep="\n\n")
+        if plots:
+            plot(made, plots / f"{split}-{task[1]}.png", title)
+    if plots:
+        curve(found, plots / f"{split}-updates.png", split)
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(prog="scripts/accuracy_table", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--results", type=Path, default=Path("runs/simulate/results.jsonl"))
     parser.add_argument("--split", choices=("test", "unseen", "dev"), default="test")
-    parser.add_argument("--plot", type=Path, help="write a figure for each task: NAME-SAMPLES.png")
+    parser.add_argument("--plots", type=Path, help="folder for figures")
     return parser.parse_args(argv)
 
 
 def main():
     options = parse()
     try:
-        found = tasks(results.read(options.results))
+        report(options.results, options.split, options.plots)
     except FileError as error:
         sys.exit(f"error: {error}")
-    if not found:
-        sys.exit(f"{options.results} has no results; scripts/simulate_speech makes some")
-    for task, records in sorted(found.items(), key=str):
-        title = ", ".join(f"{name} {value}" for name, value in zip(SAME_TASK, task, strict=True))
-        print(f"\n{title}; error on {options.split} against one worker\n")
-        made = cells(records, options.split)
-        if not made:
-            print("missing: a run with --strategy one, and one of another strategy to compare with it")
-            continue
-        print(table(made), settings(made), sep="\n\n")
-        if options.plot:
-            path = options.plot.with_name(f"{options.plot.stem}-{task[0]}-{task[1]}.png")
-            plot(made, path, title)
-            print(f"\n{path}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,11 @@ from gtcbmuf.plan import inputs, model
 
 FORMAT, VERSION = "gtcbmuf shaped links", 1
 RANK = Path(__file__).parent / "links" / "rank.py"
-RING = {"coll_tuned_use_dynamic_rules": "1", "coll_tuned_allreduce_algorithm": "4", "btl_tcp_flags": "1"}
+RING = {
+    "coll_tuned_use_dynamic_rules": "1",
+    "coll_tuned_allreduce_algorithm": "4",
+    "btl_tcp_flags": "1",
+}
 METHODS = (*model.METHODS, "MPI_Allreduce", "MPI_Allreduce, ring")
 
 
@@ -30,16 +34,33 @@ def parse(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     add = parser.add_argument
     add("--hosts", type=int, default=4)
-    add("--rates", default="1gbit,100mbit", help="of the links, as tc writes them (1gbit,100mbit)")
+    add(
+        "--rates",
+        default="1gbit,100mbit",
+        help="of the links, as tc writes them (1gbit,100mbit)",
+    )
     add("--per-host", default="1,2", help="ranks on each host (1,2)")
-    add("--elements", default="25e6,2.5e6", help="of the model, for each rate (25e6,2.5e6)")
-    add("--density", type=float, default=0.005, help="share of the elements that GTC sends (0.005)")
+    add(
+        "--elements",
+        default="25e6,2.5e6",
+        help="of the model, for each rate (25e6,2.5e6)",
+    )
+    add(
+        "--density",
+        type=float,
+        default=0.005,
+        help="share of the elements that GTC sends (0.005)",
+    )
     add("--step-ms", type=float, default=200, help="computation of a step (200)")
     add("--period", type=int, default=5, help="steps in a block of BMUF and hybrid (5)")
     add("--blocks", type=int, default=5, help="of which a median is taken (5)")
     add("--save", type=Path, help="write the results here")
     add("--force", action="store_true", help="replace that file if it exists")
-    add("--table", type=Path, help="print the tables of a saved file, and measure nothing")
+    add(
+        "--table",
+        type=Path,
+        help="print the tables of a saved file, and measure nothing",
+    )
     options = parser.parse_args(argv)
     options.rates = options.rates.split(",")
     options.per_host = [int(n) for n in options.per_host.split(",")]
@@ -89,7 +110,10 @@ def measure(options) -> dict:
                     record = run(hosts, per_host, method, elements, options)
                     if method in model.METHODS:
                         plan = predict(found, record)
-                        record |= {"predicted": plan.step, "predicted_card_bytes": plan.host_bytes}
+                        record |= {
+                            "predicted": plan.step,
+                            "predicted_card_bytes": plan.host_bytes,
+                        }
                     runs.append(record)
                     print(line(record), flush=True)
     return {"format": FORMAT, "version": VERSION, "cores": os.cpu_count(), "hosts": options.hosts,
@@ -107,7 +131,9 @@ def load(path: Path) -> dict:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SettingsError(f"{path} holds something else than runs over shaped links")
     if content.get("version") != VERSION:
-        raise SettingsError(f"{path} is of version {content.get('version')}; this is version {VERSION}: measure again")
+        raise SettingsError(
+            f"{path} is of version {content.get('version')}; this is version {VERSION}: measure again"
+        )
     return content
 
 
@@ -124,8 +150,21 @@ def line(record: dict) -> str:
 
 
 def table(content: dict) -> str:
-    head = ["link", "ranks", "method", "step [ms]", "predicted", "error", "MB a card and step", "predicted"]
-    rows = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|", *map(line, content["runs"])]
+    head = [
+        "link",
+        "ranks",
+        "method",
+        "step [ms]",
+        "predicted",
+        "error",
+        "MB a card and step",
+        "predicted",
+    ]
+    rows = [
+        "| " + " | ".join(head) + " |",
+        "|---" * len(head) + "|",
+        *map(line, content["runs"]),
+    ]
     first = content["runs"][0]
     facts = (f"{content['hosts']} hosts on one machine of {content['cores']} cores; computation is a wait of "
              f"{1e3 * first['step_seconds']:.0f} ms; density {first['density']:g}; blocks of {first['period']} steps.")  # fmt: skip

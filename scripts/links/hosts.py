@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Self
 
 AGENT = Path(__file__).with_name("start_on_host")
 SWITCH = "gtcb-switch"
@@ -25,7 +26,11 @@ def check_machine() -> None:
     """LinksError unless this process may make namespaces and has the tools."""
     if sys.platform != "linux":
         raise LinksError("network namespaces are a feature of Linux; this is " + sys.platform)
-    for tool, package in ("ip", "iproute2"), ("tc", "iproute2"), ("unshare", "util-linux"):
+    for tool, package in (
+        ("ip", "iproute2"),
+        ("tc", "iproute2"),
+        ("unshare", "util-linux"),
+    ):
         if shutil.which(tool) is None:
             raise LinksError(f"needs {tool} (Debian: apt install {package})")
     if os.geteuid() != 0:
@@ -48,7 +53,7 @@ class Hosts:
         self.names = [f"gtcb-host{i}" for i in range(1, count + 1)]
         self.rate = rate
 
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> Self:
         check_machine()
         try:
             self._make()
@@ -97,7 +102,12 @@ class Hosts:
         net = f"{SUBNET}.0/24"
         for_prte = {"plm_ssh_agent": str(AGENT), "plm_ssh_no_tree_spawn": "1",
                     "prte_if_include": net}  # fmt: skip
-        for_mpi = {"pml": "ob1", "btl": "tcp,self,sm", "btl_tcp_if_include": net, **(mca or {})}
+        for_mpi = {
+            "pml": "ob1",
+            "btl": "tcp,self,sm",
+            "btl_tcp_if_include": net,
+            **(mca or {}),
+        }
         line = ["mpirun", "--prefix", str(prefix), "-n", str(per_host * len(self.names)),
                 "--host", ",".join(f"{name}:{per_host}" for name in self.names), "--bind-to", "none"]  # fmt: skip
         line += [word for k, v in for_prte.items() for word in ("--prtemca", k, v)]
@@ -122,7 +132,12 @@ class Hosts:
     def _kill_what_is_left(self) -> None:
         """The launcher's daemons and ranks on all hosts."""
         for name in self.names:
-            found = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=False)
+            found = subprocess.run(
+                ["ip", "netns", "pids", name],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             for pid in found.stdout.split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)

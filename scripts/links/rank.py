@@ -70,19 +70,26 @@ class Trial:
             total += gradient(rank, self.job["elements"], self.job["density"])
         if self.job["method"] == "MPI_Allreduce":
             found, expected = self.flat, total
-        elif self.job["method"] in ("BMUF", "hybrid"):  # a block of so many steps, averaged
+        elif self.job["method"] in (
+            "BMUF",
+            "hybrid",
+        ):  # a block of so many steps, averaged
             found, expected = self.weights, total * self.job["period"] / self.comm.size
         else:
             found, expected = self.flat, total / self.comm.size
         if not np.allclose(found, expected, rtol=1e-6, atol=1e-6):
-            raise SystemExit(f"rank {self.comm.rank}: {self.job['method']} gives another sum than the gradients have")
+            raise SystemExit(
+                f"rank {self.comm.rank}: {self.job['method']} gives another sum than the gradients have"
+            )
 
 
 def sent_by_host() -> int:
     return int((CARD / "tx_bytes").read_text()) if CARD.exists() else 0
 
 
-def median_step(step: Callable[[], None], block: int, blocks: int, comm) -> tuple[float, list[float]]:
+def median_step(
+    step: Callable[[], None], block: int, blocks: int, comm
+) -> tuple[float, list[float]]:
     """Seconds of a step: the median over blocks, of the slowest rank; and all of them."""
     times = []
     for _ in range(blocks):
@@ -107,7 +114,10 @@ def main() -> None:
     trial.comm.Barrier()
     cards = trial.comm.allgather((sent_by_host() - before) / (block * job["blocks"]))
     if trial.comm.rank == 0:
-        print(json.dumps({**job, "step": seconds, "steps": times, "card_bytes": max(cards)}), flush=True)
+        print(
+            json.dumps({**job, "step": seconds, "steps": times, "card_bytes": max(cards)}),
+            flush=True,
+        )
     gtcbmuf.shutdown()
 
 

@@ -205,10 +205,10 @@ def test_cells():
 
 
 def test_what_is_missing_is_said_to_be(tmp_path, monkeypatch, capsys):
-    file, figure = tmp_path / "results.jsonl", tmp_path / "table.png"
+    file = tmp_path / "results.jsonl"
     for one in [*RECORDS, record("gtc", 32, 0, 0.3, samples=400_000)]:
         results.append(file, one)
-    monkeypatch.setattr(sys, "argv", ["", "--results", str(file), "--plot", str(figure)])
+    monkeypatch.setattr(sys, "argv", ["", "--results", str(file), "--plots", str(tmp_path)])
     accuracy_table.main()
     lines = capsys.readouterr().out.splitlines()
     assert "| 32 | +2.5 % (± 3.5, 2 seeds) | 1.4 % | missing | 3.5 % | missing | below 0 |" in lines
@@ -216,7 +216,8 @@ def test_what_is_missing_is_said_to_be(tmp_path, monkeypatch, capsys):
     assert "| 128 | missing | 15.6 % | -3.1 % (one seed) | 9.6 % | missing | 4.7 % |" in lines
     assert sum("data extract.npz" in line for line in lines) == 2
     assert sum(line.startswith("missing: a run with --strategy one") for line in lines) == 1
-    assert (tmp_path / "table-extract.npz-200000.png").stat().st_size > 10_000
+    assert (tmp_path / "test-200000.png").stat().st_size > 10_000
+    assert (tmp_path / "test-updates.png").stat().st_size > 10_000
 
 
 def test_no_results_or_damaged_ones(tmp_path, monkeypatch):
