@@ -207,15 +207,24 @@ def finish(cluster, *operations):
 
 
 def encoded_step(cluster, groups, compute, overlap, buckets, work, body):
-    """GTC's gradients in each group, until all messages are there. work [s]: to encode a bucket."""
-    operations = []
-    for group in groups:
-        encoded = 0.0
-        for j in range(buckets):
-            ready = compute * (1 - overlap) + compute * overlap * (j + 1) / buckets
-            encoded = max(ready, encoded) + work
-            operations.append(allgather(cluster, group, dict.fromkeys(group, encoded), body))
-    return finish(cluster, *operations)
+    """GTC's gradients in each group, until all messages are there. work [s]: to encode a bucket.
+
+    Whoever drives an exchange does one thing at a time: it encodes all buckets that are ready, and then
+    exchanges them.
+    """
+    ready = [compute * (1 - overlap) + compute * overlap * (j + 1) / buckets for j in range(buckets)]
+    ends = {rank: 0.0 for group in groups for rank in group}
+    while ready:
+        time = max(max(ends.values()), ready[0])
+        begun = 0
+        while ready and ready[0] <= time:
+            time += work
+            ready.pop(0)
+            begun += 1
+        operations = [allgather(cluster, group, dict.fromkeys(group, time), body)
+                      for group in groups for _ in range(begun)]  # fmt: skip
+        ends = finish(cluster, *operations)
+    return ends
 
 
 def hybrid_block(cluster, groups, starts, elements, work):

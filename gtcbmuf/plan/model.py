@@ -205,11 +205,10 @@ def _block(job: Job, network: Network, group: int) -> tuple[Cost, float]:
 def _exposed(job: Job, work: float, cost: Cost) -> float:
     """Seconds by which exchanging the buckets of a step makes it longer.
 
-    work [s]: on the CPU, for all buckets. Work on a bucket and the transfer of the one before go
-    on at once. Bucket i of b is ready (i + 1) / b into the overlap, so the last one has none.
+    work [s]: on the CPU, for all buckets, by the thread that drives their transfers as well: it does one
+    thing at a time. Bucket i of b is ready (i + 1) / b into the overlap, so the last one has none.
     """
     count = job.buckets
-    pipeline = max(work, cost.transfer) + min(work, cost.transfer) / count
     hidden = job.overlap * job.step_seconds * (1 - 1 / count)
     last = (work + cost.transfer) / count
-    return cost.latency + max(last, pipeline - hidden)
+    return cost.latency + max(last, work + cost.transfer - hidden)

@@ -1,0 +1,1 @@
+"""The library's exchange in clusters that are simulated by SimGrid."""

@@ -1,0 +1,161 @@
+"""The library's exchange in simulated clusters, beside the plan.
+
+The C code of the exchange runs in every rank, linked with SimGrid's MPI; all bytes are moved, the links and the
+computation are simulated. Gradients become ready at the end of a step (no overlap), as in the prediction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from glob import glob
+from pathlib import Path
+
+from cluster.platform import Cluster
+from tqdm import tqdm
+
+from gtcbmuf.errors import SettingsError
+from gtcbmuf.plan import inputs, model
+from gtcbmuf.plan.exchanges import expected_body
+from gtcbmuf.plan.network import Link, Network
+
+FORMAT, VERSION = "gtcbmuf simulated cluster", 1
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("scripts/cluster/steps.c", "csrc/codec/*.c", "csrc/transport/*.c", "csrc/exchange/*.c")
+# Links as they are given: no factors fitted to another network, no window of TCP, no time in MPI itself.
+EXACT = ("smpi/host-speed:1Gf", "smpi/simulate-computation:no", "smpi/bw-factor:0:1", "smpi/lat-factor:0:1",
+         "network/bandwidth-factor:1", "network/latency-factor:1", "network/TCP-gamma:0", "smpi/os:0:0:0",
+         "smpi/or:0:0:0")  # fmt: skip
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(prog="scripts/simulate_cluster", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    numbers = lambda text: [float(x) for x in text.split(",")]
+    add("--workers", type=numbers, default="32,64,128", help="(32,64,128)")
+    add("--per-host", type=int, default=8, help="workers on a host (8)")
+    add("--link-gbit", type=numbers, default="10,25", help="of a host's card (10,25)")
+    add("--link-us", type=float, default=50, help="latency between hosts (50)")
+    add("--elements", type=float, default=8e6, help="of the model (8e6)")
+    add("--step-ms", type=float, default=100, help="computation of a step (100)")
+    add("--density", type=float, default=0.01, help="share of the elements that GTC sends (0.01)")
+    add("--period", type=int, default=10, help="steps in a block of BMUF and hybrid (10)")
+    add("--group", type=int, help="workers in a group of the hybrid (a host)")
+    add("--methods", default=",".join(model.METHODS))
+    add("--save", type=Path, help="write the results here")
+    add("--force", action="store_true", help="replace that file if it exists")
+    add("--table", type=Path, help="print the table of a saved file, and simulate nothing")
+    return parser.parse_args(argv)
+
+
+def build(folder: str) -> Path:
+    """The program that every simulated rank runs."""
+    for tool in "smpicc", "smpirun":
+        if shutil.which(tool) is None:
+            raise SettingsError(f"needs SimGrid's {tool} (Debian: apt install libsimgrid-dev)")
+    program = Path(folder) / "steps"
+    sources = sorted(path for pattern in SOURCES for path in glob(str(ROOT / pattern)))
+    line = ["smpicc", "-O2", "-w", f"-I{ROOT / 'csrc'}", *sources, "-lm", "-o", str(program)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    if not program.exists():
+        raise SettingsError(f"{' '.join(line)}\n{done.stdout}{done.stderr}")
+    return program
+
+
+def simulate(program: Path, cluster: Cluster, job: model.Job, method: str, group: int, period: int) -> dict:
+    """Seconds and bytes of a step, the mean of one block after another that is not counted."""
+    platform, hostfile = program.with_name("platform.xml"), program.with_name("hostfile")
+    cluster.write(platform, hostfile)
+    each, rates = job.elements / job.buckets, cluster.network.rates
+    body = expected_body(each, job.density * each)
+    words = [method, job.elements, job.buckets, int(body), job.step_seconds, period, group, 1, rates.encode,
+             job.density * each / rates.decode, rates.reduce]  # fmt: skip
+    line = ["smpirun", "-np", str(cluster.workers), "-hostfile", str(hostfile), "-platform", str(platform),
+            *(f"--cfg={setting}" for setting in EXACT), "--log=root.thres:critical", str(program)]  # fmt: skip
+    done = subprocess.run([*line, *map(str, words)], capture_output=True, text=True, check=False)
+    found = [text.split() for text in done.stdout.splitlines() if text.startswith("result ")]
+    if not found:
+        raise SettingsError(f"{method}, {cluster.workers} workers: the simulation failed\n{done.stderr[-2000:]}")
+    step, _, total = map(float, found[0][1:])
+    return {"step": step, "worker_bytes": total / cluster.workers}
+
+
+def predict(cluster: Cluster, job: model.Job, method: str, group: int, period: int) -> model.Prediction:
+    make = {"dense": lambda: model.dense(job, cluster.network), "GTC": lambda: model.gtc(job, cluster.network),
+            "BMUF": lambda: model.bmuf(job, cluster.network, period),
+            "hybrid": lambda: model.hybrid(job, cluster.network, group, period)}  # fmt: skip
+    return make[method]()
+
+
+def run(options) -> dict:
+    records = []
+    cells = [(int(w), g, m) for w in options.workers for g in options.link_gbit for m in options.methods.split(",")]
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(folder)
+        for workers, gbit, method in tqdm(cells, unit="run"):
+            cluster = Cluster(workers, options.per_host, Network(Link(gbit * 1e9 / 8, options.link_us / 1e6)))
+            job = model.Job(int(options.elements), options.step_ms / 1e3, workers, options.per_host, options.density,
+                            overlap=0.0)  # fmt: skip
+            group = options.group or min(options.per_host, workers)
+            plan = predict(cluster, job, method, group, options.period)
+            found = simulate(program, cluster, job, method, group, options.period)
+            records.append({"workers": workers, "gbit": gbit, "method": method, **found, "predicted": plan.step,
+                            "predicted_bytes": plan.worker_bytes})  # fmt: skip
+    facts = ("per_host", "link_us", "elements", "step_ms", "density", "period", "group")
+    return {"format": FORMAT, "version": VERSION, **{k: getattr(options, k) for k in facts}, "runs": records}
+
+
+def load(path: Path) -> dict:
+    """SettingsError for what is no file of this version."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON, or damaged ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SettingsError(f"{path} holds something else than simulated clusters")
+    if content.get("version") != VERSION:
+        raise SettingsError(f"{path} is of version {content.get('version')}; this is version {VERSION}: simulate again")
+    return content
+
+
+def table(content: dict) -> str:
+    step = content["step_ms"] / 1e3
+    head = ["card", "workers", "method", "step [ms]", "predicted", "error", "speed-up", "MB a worker and step", "predicted"]
+    lines = [f"Simulated: hosts of {content['per_host']} workers, {content['link_us']:g} µs; {content['elements']:,.0f} "
+             f"elements; {content['step_ms']:g} ms of computation; density {content['density']:g}; blocks of "
+             f"{content['period']} steps; groups of {content['group'] or content['per_host']}.", "",
+             "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]  # fmt: skip
+    for r in content["runs"]:
+        error = 100 * (r["predicted"] / r["step"] - 1)
+        cells = [f"{r['gbit']:g} Gbit/s", f"{r['workers']}", r["method"], f"{1e3 * r['step']:.1f}",
+                 f"{1e3 * r['predicted']:.1f}", f"{error:+.1f} %", f"{r['workers'] * step / r['step']:.1f}",
+                 f"{r['worker_bytes'] / 1e6:.3f}", f"{r['predicted_bytes'] / 1e6:.3f}"]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    options = parse()
+    try:
+        if options.table:
+            print(table(load(options.table)))
+            return
+        if options.save:
+            inputs.check_free(options.save, options.force)
+        content = run(options)
+        print(table(content))
+        if options.save:
+            options.save.write_text(json.dumps(content, indent=1) + "\n")
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
