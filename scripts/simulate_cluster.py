@@ -67,7 +67,9 @@ def build(folder: str) -> Path:
     return program
 
 
-def simulate(program: Path, cluster: Cluster, job: model.Job, method: str, group: int, period: int) -> dict:
+def simulate(
+    program: Path, cluster: Cluster, job: model.Job, method: str, group: int, period: int
+) -> dict:
     """Seconds and bytes of a step, the mean of one block after another that is not counted."""
     platform, hostfile = program.with_name("platform.xml"), program.with_name("hostfile")
     cluster.write(platform, hostfile)
@@ -80,12 +82,16 @@ def simulate(program: Path, cluster: Cluster, job: model.Job, method: str, group
     done = subprocess.run([*line, *map(str, words)], capture_output=True, text=True, check=False)
     found = [text.split() for text in done.stdout.splitlines() if text.startswith("result ")]
     if not found:
-        raise SettingsError(f"{method}, {cluster.workers} workers: the simulation failed\n{done.stderr[-2000:]}")
+        raise SettingsError(
+            f"{method}, {cluster.workers} workers: the simulation failed\n{done.stderr[-2000:]}"
+        )
     step, _, total = map(float, found[0][1:])
     return {"step": step, "worker_bytes": total / cluster.workers}
 
 
-def predict(cluster: Cluster, job: model.Job, method: str, group: int, period: int) -> model.Prediction:
+def predict(
+    cluster: Cluster, job: model.Job, method: str, group: int, period: int
+) -> model.Prediction:
     make = {"dense": lambda: model.dense(job, cluster.network), "GTC": lambda: model.gtc(job, cluster.network),
             "BMUF": lambda: model.bmuf(job, cluster.network, period),
             "hybrid": lambda: model.hybrid(job, cluster.network, group, period)}  # fmt: skip
@@ -94,11 +100,18 @@ def predict(cluster: Cluster, job: model.Job, method: str, group: int, period: i
 
 def run(options) -> dict:
     records = []
-    cells = [(int(w), g, m) for w in options.workers for g in options.link_gbit for m in options.methods.split(",")]
+    cells = [
+        (int(w), g, m)
+        for w in options.workers
+        for g in options.link_gbit
+        for m in options.methods.split(",")
+    ]
     with tempfile.TemporaryDirectory() as folder:
         program = build(folder)
         for workers, gbit, method in tqdm(cells, unit="run"):
-            cluster = Cluster(workers, options.per_host, Network(Link(gbit * 1e9 / 8, options.link_us / 1e6)))
+            cluster = Cluster(
+                workers, options.per_host, Network(Link(gbit * 1e9 / 8, options.link_us / 1e6))
+            )
             job = model.Job(int(options.elements), options.step_ms / 1e3, workers, options.per_host, options.density,
                             overlap=0.0)  # fmt: skip
             group = options.group or min(options.per_host, workers)
@@ -107,7 +120,12 @@ def run(options) -> dict:
             records.append({"workers": workers, "gbit": gbit, "method": method, **found, "predicted": plan.step,
                             "predicted_bytes": plan.worker_bytes})  # fmt: skip
     facts = ("per_host", "link_us", "elements", "step_ms", "density", "period", "group")
-    return {"format": FORMAT, "version": VERSION, **{k: getattr(options, k) for k in facts}, "runs": records}
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **{k: getattr(options, k) for k in facts},
+        "runs": records,
+    }
 
 
 def load(path: Path) -> dict:
@@ -121,13 +139,25 @@ def load(path: Path) -> dict:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise SettingsError(f"{path} holds something else than simulated clusters")
     if content.get("version") != VERSION:
-        raise SettingsError(f"{path} is of version {content.get('version')}; this is version {VERSION}: simulate again")
+        raise SettingsError(
+            f"{path} is of version {content.get('version')}; this is version {VERSION}: simulate again"
+        )
     return content
 
 
 def table(content: dict) -> str:
     step = content["step_ms"] / 1e3
-    head = ["card", "workers", "method", "step [ms]", "predicted", "error", "speed-up", "MB a worker and step", "predicted"]
+    head = [
+        "card",
+        "workers",
+        "method",
+        "step [ms]",
+        "predicted",
+        "error",
+        "speed-up",
+        "MB a worker and step",
+        "predicted",
+    ]
     lines = [f"Simulated: hosts of {content['per_host']} workers, {content['link_us']:g} µs; {content['elements']:,.0f} "
              f"elements; {content['step_ms']:g} ms of computation; density {content['density']:g}; blocks of "
              f"{content['period']} steps; groups of {content['group'] or content['per_host']}.", "",

@@ -56,7 +56,9 @@ class Cluster:
             lines.append(f'<zone id="host{number}" routing="Floyd"><router id="bus{number}"/>')
             for worker in workers:
                 link = f'bandwidth="{intra.bandwidth:.0f}Bps" latency="{intra.latency / 2:.9f}s"'
-                lines.append(f'<host id="worker{worker}" speed="1Gf"/><link id="bus{worker}" {link} {DUPLEX}/>')
+                lines.append(
+                    f'<host id="worker{worker}" speed="1Gf"/><link id="bus{worker}" {link} {DUPLEX}/>'
+                )
             lines += [_route(f"worker{w}", f"bus{number}", f"bus{w}") for w in workers]
             lines.append("</zone>")
         for number in range(len(self.hosts)):

@@ -69,7 +69,7 @@ class Hosts:
         _ip(f"netns add {SWITCH}")
         _ip(f"-n {SWITCH} link add bridge type bridge")
         _ip(f"-n {SWITCH} link set bridge up")
-        # A bucket of one 64 KiB frame, and a queue of a millisecond: a longer one delays what is urgent.
+        # A bucket of two 64 KiB frames, and the queue of a small switch: a longer one delays what is urgent.
         shape = f"root tbf rate {self.rate} burst 128kb latency 5ms"
         for i, host in enumerate(self.names, 1):
             _ip(f"netns add {host}")
@@ -79,6 +79,8 @@ class Hosts:
             _ip(f"-n {host} link set eth0 up")
             _ip(f"-n {host} link set lo up")
             _run(f"tc -n {host} qdisc add dev eth0 {shape}")
+            # The same on every machine: what a kernel has by default differs, and BBR does badly where links are short.
+            _run(f"ip netns exec {host} sysctl -qw net.ipv4.tcp_congestion_control=reno")
             _run(f"tc -n {SWITCH} qdisc add dev port{i} {shape}")
 
     def _remove(self) -> None:
