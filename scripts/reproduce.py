@@ -24,6 +24,7 @@ from gtcbmuf.errors import FileError
 from gtcbmuf.simulate import results
 
 SAMPLES = 200_000
+SIMULATE = Path(__file__).with_name("simulate_speech")  # as a user starts it: it sets up what its process needs
 Cell = tuple[str, int]
 
 
@@ -46,7 +47,7 @@ def parse(argv=None):
     add(
         "--controls",
         action="store_true",
-        help="GTC's settings without compression as well, one seed",
+        help="GTC's best settings without compression as well, one seed",
     )
     add(
         "--jobs",
@@ -96,8 +97,7 @@ def train(runs: list[list[str]], options) -> None:
     ]
 
     def one(words):
-        done = subprocess.run([sys.executable, simulate_speech.__file__, *words, *common], env=env, text=True,
-                              capture_output=True, check=False)  # fmt: skip
+        done = subprocess.run([str(SIMULATE), *words, *common], env=env, text=True, capture_output=True, check=False)
         return (
             None
             if done.returncode == 0 or "has this run already" in done.stderr
@@ -146,16 +146,12 @@ def main():
         chosen = {cell: best(cell, tried, options) for cell, tried in wanted.items()}
         train([arguments(c, t, seed, options.samples, options)
                for seed in range(1, options.seeds) for c, t in chosen.items()], options)  # fmt: skip
-        if options.controls:
-            train(
-                [arguments(c, t, 0, options.samples, options) for c, t in trials.CONTROLS.items()],
-                options,
-            )
+        controls = {("dense", n): trials.without_compression(t) for (m, n), t in chosen.items() if m == "gtc"}
+        once = controls if options.controls else {}
+        train([arguments(c, t, 0, options.samples, options) for c, t in once.items()], options)
         if options.long:
-            train(
-                [arguments(c, t, 0, 2 * options.samples, options) for c, t in chosen.items()],
-                options,
-            )
+            once = {**chosen, **once}
+            train([arguments(c, t, 0, 2 * options.samples, options) for c, t in once.items()], options)
     except FileError as error:
         sys.exit(f"error: {error}")
     print(
