@@ -33,6 +33,7 @@ from gtcbmuf.errors import (
 _STATUS = {code: name for name, code in _core.STATUS.items()}
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
+RING_BYTES = 1 << 18  # from this length, of a host's bodies together, bodies between hosts go around a ring
 
 
 class ExchangeClosedError(GtcbmufError):
@@ -50,12 +51,13 @@ class Engine:
     variant: of the codec; None: the fastest. threads: for encode and decode.
     progress_thread: exchange in the background (needs MPI_THREAD_MULTIPLE), or only in post and
         wait. timeout_seconds: of a wait that does not say its own.
-    piece_bytes: longest MPI message; direct_bytes: see DIRECT_BYTES. Equal on all ranks.
+    piece_bytes: longest MPI message; direct_bytes, ring_bytes: see DIRECT_BYTES and RING_BYTES.
+    Equal on all ranks.
     """
 
     def __init__(
         self, comm, *, variant=None, threads=1, progress_thread=True, timeout_seconds=600.0,
-        piece_bytes=_core.PIECE_BYTES, direct_bytes=DIRECT_BYTES,
+        piece_bytes=_core.PIECE_BYTES, direct_bytes=DIRECT_BYTES, ring_bytes=RING_BYTES,
     ):  # fmt: skip
         from mpi4py import MPI
 
@@ -72,6 +74,7 @@ class Engine:
             self._core = _core.Engine(
                 MPI.__file__, _handle(MPI, MPI.BYTE), _handle(MPI, comm), comm.size, comm.rank,
                 version, variant, threads, self.progress_thread, piece_bytes, direct_bytes,
+                ring_bytes,
             )  # fmt: skip
         except _core.CodecError as error:
             raise LauncherError(f"gtcbmuf._core cannot use this MPI: {error.args[1]}") from error
@@ -104,16 +107,23 @@ def _handle(MPI, thing) -> int:
 class MpiExchange:
     """The exchange of one communicator, which must be used for nothing else.
 
+    hosts: a number for the host of each rank, the same on all ranks; None: all are on one. Long bodies
+        between hosts go around a ring that visits host by host (csrc/exchange/ring.c).
+
     After any error but NonFiniteError it is closed for further operations, on every rank.
     """
 
-    def __init__(self, engine: Engine, comm):
+    def __init__(self, engine: Engine, comm, hosts: Sequence[int] | None = None):
         from mpi4py import MPI
+
+        hosts = [0] * comm.size if hosts is None else list(hosts)
+        if len(hosts) != comm.size:
+            raise ValueError(f"hosts of {len(hosts)} ranks, for a communicator of {comm.size}")
 
         comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.engine, self.rank, self.size = engine, comm.rank, comm.size
         try:
-            self._core = _core.Exchange(engine._core, _handle(MPI, comm))
+            self._core = _core.Exchange(engine._core, _handle(MPI, comm), hosts)
         except _core.CodecError as error:
             raise _closed_or_broken(error) from error
 

@@ -53,7 +53,7 @@ def init() -> None:
     runtime = _Runtime(MPI, comm, comm.allgather(place), local.rank, local.size, None, None)
     local.Free()
     runtime.engine = _together(comm, lambda: _engine(runtime, settings))
-    runtime.world = _open(runtime, comm.Dup())
+    runtime.world = _open(runtime, comm.Dup(), range(comm.size))
     _runtime = runtime
     _watch_the_end(runtime)
 
@@ -82,10 +82,11 @@ def _may_use_a_thread(MPI, settings):
     return offered if settings.progress_thread is None else settings.progress_thread
 
 
-def _open(runtime, comm):
+def _open(runtime, comm, ranks):
+    """The exchange of a communicator of these ranks of the job, in their order."""
     from gtcbmuf.exchange import MpiExchange
 
-    exchange = MpiExchange(runtime.engine, comm)
+    exchange = MpiExchange(runtime.engine, comm, [runtime.hosts[rank][0] for rank in ranks])
     runtime.exchanges.append((exchange, comm))
     return exchange
 
@@ -259,9 +260,9 @@ def _make_groups(runtime, members):
     comm, me = runtime.comm, runtime.comm.rank
     index = next(i for i, group in enumerate(members) if me in group)
     leads = me == members[index][0]
-    intra = _open(runtime, comm.Split(index, me))
+    intra = _open(runtime, comm.Split(index, me), members[index])
     leaders = comm.Split(0 if leads else runtime.MPI.UNDEFINED, me)
-    inter = _open(runtime, leaders) if leads else None
+    inter = _open(runtime, leaders, [group[0] for group in members]) if leads else None
     return grouping.Groups(members, index, runtime.world, intra, inter)
 
 

@@ -13,7 +13,8 @@ struct Engine {
     bool leaked = false;                       // an exchange had to be left alone, and it needs the engine
 
     Engine(const std::string &path, uint64_t byte, uint64_t comm, int size, int rank, const std::string &version,
-           nb::object variant, size_t threads, bool progress_thread, size_t piece_bytes, size_t direct_bytes)
+           nb::object variant, size_t threads, bool progress_thread, size_t piece_bytes, size_t direct_bytes,
+           size_t ring_bytes)
     {
         gtcb_engine_settings settings = {};
         char text[1024] = "";
@@ -22,6 +23,7 @@ struct Engine {
         settings.progress_thread = progress_thread;
         settings.piece_bytes = piece_bytes;
         settings.direct_bytes = direct_bytes;
+        settings.ring_bytes = ring_bytes;
         gtcb_status status = gtcb_mpi_lookup(path.c_str(), (gtcb_handle) byte, &settings.mpi, text, sizeof text);
         if (!status)
             status = gtcb_mpi_self_test(&settings.mpi, (gtcb_handle) comm, size, rank, version.c_str(), text, sizeof text);
@@ -60,9 +62,9 @@ struct Exchange {
     bool closed = false, clean = true;
     std::list<Flight> orphans;                 // of tickets that were dropped before they were done
 
-    Exchange(nb::object owner, uint64_t comm) : engine(owner)
+    Exchange(nb::object owner, uint64_t comm, const std::vector<uint32_t> &hosts) : engine(owner)
     {
-        check(gtcb_exchange_open(nb::cast<Engine &>(owner).engine, (gtcb_handle) comm, &exchange));
+        check(gtcb_exchange_open(nb::cast<Engine &>(owner).engine, (gtcb_handle) comm, hosts.data(), &exchange));
     }
     Exchange(const Exchange &) = delete;
 
@@ -300,14 +302,14 @@ void bind_exchange(nb::module_ &m)
     using namespace nb::literals;
     m.attr("PIECE_BYTES") = (uint64_t) GTCB_PIECE_BYTES;
     nb::class_<Engine>(m, "Engine")
-        .def(nb::init<const std::string &, uint64_t, uint64_t, int, int, const std::string &, nb::object, size_t, bool, size_t, size_t>(),
+        .def(nb::init<const std::string &, uint64_t, uint64_t, int, int, const std::string &, nb::object, size_t, bool, size_t, size_t, size_t>(),
              "path"_a, "byte"_a, "comm"_a, "size"_a, "rank"_a, "version"_a, "variant"_a.none(), "threads"_a, "progress_thread"_a,
-             "piece_bytes"_a, "direct_bytes"_a)
+             "piece_bytes"_a, "direct_bytes"_a, "ring_bytes"_a)
         .def("close", &Engine::close)
         .def("progress", [](Engine &e) { nb::gil_scoped_release released; return gtcb_engine_progress(e.engine); })
         .def_prop_ro("variant", [](Engine &e) { return gtcb_variant_name(gtcb_engine_get_settings(e.engine)->variant); });
     nb::class_<Exchange>(m, "Exchange")
-        .def(nb::init<nb::object, uint64_t>(), "engine"_a, "comm"_a)
+        .def(nb::init<nb::object, uint64_t, const std::vector<uint32_t> &>(), "engine"_a, "comm"_a, "hosts"_a)
         .def("close", &Exchange::close)
         .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
              "threshold"_a, "max_sent"_a.none())

@@ -1,6 +1,7 @@
 /* Broadcast. The root sends each rank its shard, and each rank sends that on to the others, header and all; the
    root's own shard goes straight to everyone. So the root sends the array at most twice, whatever the number of
-   ranks. A short array is one shard, which the root sends to everyone.
+   ranks. A short array is one shard, which the root sends to everyone. Between hosts a long one goes around the ring,
+   shard after shard.
 
    Bodies land in the caller's array: after an error it holds nothing of use. A rank that got an unsound shard sends it
    on with a farewell for a header. */
@@ -49,6 +50,12 @@ static gtcb_status send_shard(gtcb_op *op, uint32_t i, uint32_t peer)
     return status || !bytes ? status : gtcb_op_send(op, shard_body(op, i), bytes, peer, 0);
 }
 
+static gtcb_spans spans(gtcb_op *op, uint32_t i)
+{
+    size_t bytes = shard(op, i).count;
+    return (gtcb_spans){{{shard_header(op, i), bytes ? GTCB_HEADER_BYTES : 0}, {shard_body(op, i), bytes}}};
+}
+
 static gtcb_status expect_shard(gtcb_op *op, uint32_t i, uint32_t peer)
 {
     size_t bytes = shard(op, i).count;
@@ -60,6 +67,8 @@ static gtcb_status begin(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
     gtcb_status status = GTCB_OK;
+    if (!is_direct(op) && gtcb_goes_around(x, shard(op, 0).count))
+        return gtcb_ring_begin(op);
     if (x->rank == op->root) {
         for (uint32_t i = 1; i < x->size && !status; i++)
             status = send_shard(op, gtcb_peer(x, i), gtcb_peer(x, i));
@@ -82,11 +91,12 @@ static void arrived(gtcb_op *op, uint32_t slot)
 {
     gtcb_exchange *x = op->exchange;
     size_t bytes = shard(op, slot).count;
+    gtcb_ring_pass_on(op);
     if (bytes && atomic_exchange(&x->corrupt_next, false))
         shard_body(op, slot)[bytes / 2] ^= 1;
     gtcb_status status = gtcb_check_part(op, shard_header(op, slot), shard_body(op, slot), bytes, GTCB_SHARD, slot, op->root,
-                                         slot == x->rank ? op->root : slot);
-    if (slot != x->rank)
+                                         op->around || slot == x->rank ? op->root : slot);
+    if (slot != x->rank || op->around)
         return;
     if (status)
         gtcb_write_farewell(x, &op->failure, op->sequence, shard_header(op, slot));
@@ -98,4 +108,4 @@ static void arrived(gtcb_op *op, uint32_t slot)
 
 static gtcb_status proceed(gtcb_op *op) { (void)op; return GTCB_OK; }
 
-const gtcb_op_class gtcb_broadcast_class = {prepare, begin, arrived, proceed};
+const gtcb_op_class gtcb_broadcast_class = {prepare, begin, arrived, proceed, spans};

@@ -9,10 +9,11 @@ bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank) { return op->late[rank]; 
 uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
 
-/* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent. */
+/* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent. In the ring, where
+   everything comes from one rank: the nearest before it whose body has not come. */
 bool gtcb_mark_late(gtcb_op *op)
 {
-    bool any = false;
+    bool any = gtcb_ring_mark_late(op);
     for (int sends = 0; sends < 2 && !any; sends++)
         for (size_t i = 0; i < op->batch.count; i++)
             if (sends || op->batch.pending[i].transfer.slot != GTCB_NO_SLOT) {

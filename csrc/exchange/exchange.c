@@ -3,7 +3,7 @@
 
 #include "exchange/internal.h"
 
-gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_exchange **out)
+gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, const uint32_t *hosts, gtcb_exchange **out)
 {
     const gtcb_mpi *mpi = &engine->settings.mpi;
     int rank = -1, size = -1;
@@ -16,7 +16,9 @@ gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_excha
     x->comm = comm;
     x->rank = (uint32_t)rank;
     x->size = (uint32_t)size;
-    gtcb_status status = gtcb_batch_init(&x->farewells, mpi, comm, 1, GTCB_HEADER_BYTES);
+    gtcb_status status = gtcb_ring_open(x, hosts);
+    if (!status)
+        status = gtcb_batch_init(&x->farewells, mpi, comm, 1, GTCB_HEADER_BYTES);
     if (!status)
         status = gtcb_batch_init(&x->heard, mpi, comm, 1, GTCB_HEADER_BYTES);
     if (status) {
@@ -90,6 +92,7 @@ void gtcb_exchange_free(gtcb_exchange *x)
     }
     gtcb_batch_free(&x->farewells);
     gtcb_batch_free(&x->heard);
+    free(x->ring);
     free(x);
 }
 

@@ -25,6 +25,7 @@ typedef struct gtcb_engine_settings {
     bool progress_thread;      /* needs MPI_THREAD_MULTIPLE, which the caller has seen to */
     size_t piece_bytes;        /* GTCB_PIECE_BYTES; at least 1, less for tests */
     size_t direct_bytes;       /* reduce and broadcast up to this length in one round, without shards */
+    size_t ring_bytes;         /* from this length, of all bodies of a host together, bodies between hosts go around (ring.c) */
     double (*now)(void);       /* seconds of any origin; NULL: the monotonic clock */
 } gtcb_engine_settings;
 
@@ -53,8 +54,9 @@ typedef struct gtcb_counters {
     double encode_seconds, exchange_seconds, decode_seconds, wait_seconds;
 } gtcb_counters;
 
-/* `comm` is for this exchange alone. */
-gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, gtcb_exchange **out);
+/* `comm` is for this exchange alone. `hosts`: [size of comm] a number for the host of each rank, the same on all ranks;
+   NULL: all are on one host. */
+gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, const uint32_t *hosts, gtcb_exchange **out);
 /* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers, or messages may lie unread: then
    the exchange and those operations must be left alone for good, and no rank may free the communicator. */
 bool gtcb_exchange_close(gtcb_exchange *exchange);

@@ -47,12 +47,21 @@ static size_t body_bytes(gtcb_op *op, uint32_t rank)
     return gtcb_get64(gtcb_op_header_of(op, rank) + 24);     /* a header that gtcb_agree has read */
 }
 
+static gtcb_spans spans(gtcb_op *op, uint32_t rank)
+{
+    bool own = rank == op->exchange->rank;
+    void *body = !own ? op->bodies.data + op->offsets[rank]
+                 : op->operation == GTCB_ENCODE ? op->own.data + GTCB_HEADER_BYTES : op->array;
+    return (gtcb_spans){{{body, body_bytes(op, rank)}}};
+}
+
 static gtcb_status begin(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    size_t need = 0;
+    size_t need = 0, longest = 0;
     for (uint32_t r = 0; r < x->size; r++) {
         op->offsets[r] = need;
+        longest = body_bytes(op, r) > longest ? body_bytes(op, r) : longest;
         if (r == x->rank && op->operation == GTCB_ENCODE)
             continue;                                        /* is in op->own */
         size_t bytes = body_bytes(op, r);
@@ -62,29 +71,31 @@ static gtcb_status begin(gtcb_op *op)
     }
     if (gtcb_buffer_need(&op->bodies, need))
         return gtcb_op_fail(op, GTCB_NO_MEMORY, x->rank, "no memory for bodies of %zu bytes", need);
-    const void *own = op->operation == GTCB_ENCODE ? op->own.data + GTCB_HEADER_BYTES : op->array;
-    size_t own_bytes = body_bytes(op, x->rank);
+    gtcb_span own = spans(op, x->rank).of[0];
+    if (own.bytes && op->operation == GTCB_ALLGATHER)
+        memcpy(op->bodies.data + op->offsets[x->rank], own.data, own.bytes);
+    if (gtcb_goes_around(x, longest))
+        return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
         status = gtcb_op_expect(op, op->bodies.data + op->offsets[peer], body_bytes(op, peer), peer, 0, peer);
     }
     for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_op_send(op, own, own_bytes, gtcb_peer(x, i), 0);
-    if (own_bytes && op->operation == GTCB_ALLGATHER)
-        memcpy(op->bodies.data + op->offsets[x->rank], own, own_bytes);
+        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), 0);
     return status;
 }
 
 static void arrived(gtcb_op *op, uint32_t slot)
 {
+    gtcb_ring_pass_on(op);         /* sound or not: the next rank sees for itself, and need not wait for it */
     gtcb_op_validate(op, gtcb_op_header_of(op, slot), op->bodies.data + op->offsets[slot], body_bytes(op, slot), slot);
 }
 
 static gtcb_status proceed(gtcb_op *op) { (void)op; return GTCB_OK; }
 
-const gtcb_op_class gtcb_encode_class = {prepare_encode, begin, arrived, proceed};
-const gtcb_op_class gtcb_allgather_class = {prepare_allgather, begin, arrived, proceed};
+const gtcb_op_class gtcb_encode_class = {prepare_encode, begin, arrived, proceed, spans};
+const gtcb_op_class gtcb_allgather_class = {prepare_allgather, begin, arrived, proceed, spans};
 
 const void *gtcb_op_header(const gtcb_op *op, uint32_t rank) { return op->headers.data + (size_t)rank * GTCB_HEADER_BYTES; }
 

@@ -44,11 +44,15 @@ gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes);
 
 /* -- operations ------------------------------------------------------------------------------------ */
 
+typedef struct gtcb_span { void *data; size_t bytes; } gtcb_span;
+typedef struct gtcb_spans { gtcb_span of[2]; } gtcb_spans;
+
 typedef struct gtcb_op_class {
     gtcb_status (*prepare)(gtcb_op *op);                    /* writes op->announcement */
     gtcb_status (*begin)(gtcb_op *op);                      /* headers agree: posts the bodies' transfers */
     void (*arrived)(gtcb_op *op, uint32_t slot);            /* all of a slot is here; may post more */
     gtcb_status (*proceed)(gtcb_op *op);                    /* no transfer is pending: posts the next ones, or none: done */
+    gtcb_spans (*spans)(gtcb_op *op, uint32_t slot);        /* where what all must have of a slot lies, for the ring */
 } gtcb_op_class;
 
 extern const gtcb_op_class gtcb_encode_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
@@ -74,6 +78,8 @@ struct gtcb_op {
     bool unsent;                   /* no peer has this operation's header */
     bool complete;                 /* it owes nobody anything */
     unsigned phase;                /* of the bodies, as the class counts them */
+    bool around;                   /* bodies travel in the ring */
+    uint32_t passed;               /* so many of them to the next rank */
     gtcb_batch batch;
     uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
     uint8_t *late;                 /* [size] ranks that had not come at the deadline */
@@ -92,6 +98,8 @@ struct gtcb_exchange {
     gtcb_exchange *next;
     gtcb_handle comm;
     uint32_t rank, size;
+    uint32_t *ring;                /* [size] the ranks in the order of the ring */
+    uint32_t place, per_host;      /* the own one in it; most ranks on one host */
     uint64_t next_sequence;        /* lock */
     gtcb_op *queue, *queue_end;    /* lock */
     gtcb_op *idle;                 /* lock */
@@ -148,6 +156,16 @@ bool gtcb_drive_all(gtcb_engine *engine);   /* one round; true if anything moved
 
 typedef struct gtcb_pace { unsigned idle; int slack; } gtcb_pace;
 void gtcb_back_off(gtcb_pace *pace, bool moved);
+
+/* ring.c. `hosts`: a number for each rank's host; NULL: all are on one */
+gtcb_status gtcb_ring_open(gtcb_exchange *exchange, const uint32_t *hosts);
+/* Whether bodies of which the longest has so many bytes do; all ranks must ask with the same number. */
+bool gtcb_goes_around(const gtcb_exchange *exchange, size_t longest);
+/* Posts what comes in the present phase, and sends what is this rank's own. */
+gtcb_status gtcb_ring_begin(gtcb_op *op);
+/* For each class to call when a slot has arrived. */
+void gtcb_ring_pass_on(gtcb_op *op);
+bool gtcb_ring_mark_late(gtcb_op *op);
 
 /* farewell.c: how the others learn that this rank has failed. `end`: the first operation that it will not finish. */
 void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure, uint64_t end);

@@ -146,6 +146,9 @@ void gtcb_op_start(gtcb_op *op)
     memset(op->late, 0, x->size);
     op->batch.bytes_sent = op->batch.bytes_received = 0;
     op->phase = 0;
+    op->around = false;
+    op->passed = 0;
+    op->batch.in_turn = true;
     op->unsent = true;
     op->complete = false;
     if (x->failed) {

@@ -3,7 +3,7 @@
    order of the additions is the same, so the bits are too, whatever the number of ranks that own.
 
    round 0    header and part of each shard, to its owner
-   round 1    header and result in one, from each owner to all
+   round 1    header and result in one, from each owner to all; long ones around the ring
 
    A rank that finds a part unsound still takes part in round 1, with a farewell in place of its result, so that
    all ranks end this operation, and soon. The caller's array is written last, when everything is here and sound. */
@@ -88,6 +88,7 @@ static gtcb_status begin(gtcb_op *op)
 static void arrived(gtcb_op *op, uint32_t slot)
 {
     bool results = op->phase == 1;
+    gtcb_ring_pass_on(op);
     uint8_t *header = slot_of(op, slot), *body = header + GTCB_HEADER_BYTES;
     size_t bytes = part_bytes(op, results ? slot : own_shard(op));
     if (bytes && atomic_exchange(&op->exchange->corrupt_next, false))
@@ -141,6 +142,12 @@ static void add_parts(gtcb_op *op)
             sum_block(op, i);
 }
 
+static gtcb_spans result(gtcb_op *op, uint32_t rank)
+{
+    size_t bytes = part_bytes(op, rank);
+    return (gtcb_spans){{{slot_of(op, rank), bytes ? GTCB_HEADER_BYTES + bytes : 0}}};
+}
+
 /* The result's header: as bytes, because a sum may overflow to infinity, and that is then the result. */
 static gtcb_status send_results(gtcb_op *op)
 {
@@ -156,6 +163,8 @@ static gtcb_status send_results(gtcb_op *op)
         if (status)
             return gtcb_op_fail(op, status, x->rank, "result: %s", gtcb_status_text(status));
     }
+    if (gtcb_goes_around(x, GTCB_HEADER_BYTES + part_bytes(op, 0)))
+        return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
@@ -187,4 +196,4 @@ static gtcb_status proceed(gtcb_op *op)
     return GTCB_OK;
 }
 
-const gtcb_op_class gtcb_allreduce_class = {prepare, begin, arrived, proceed};
+const gtcb_op_class gtcb_allreduce_class = {prepare, begin, arrived, proceed, result};

@@ -8,7 +8,7 @@
 typedef struct fake_world fake_world;
 
 fake_world *fake_open(int size);
-void fake_close(fake_world *world);              /* frees what nobody has received as well */
+int fake_close(fake_world *world);               /* frees what nobody has received as well; how many messages that were */
 gtcb_handle fake_comm(fake_world *world, int rank);
 gtcb_mpi fake_table(void);
 /* From now on, calls of this rank return this error code (0: none). */
