@@ -148,7 +148,7 @@ void gtcb_op_start(gtcb_op *op)
     op->phase = 0;
     op->around = false;
     op->passed = 0;
-    op->batch.in_turn = true;
+    op->batch.receive_ahead = false;
     op->unsent = true;
     op->complete = false;
     if (x->failed) {

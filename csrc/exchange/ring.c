@@ -79,7 +79,7 @@ gtcb_status gtcb_ring_begin(gtcb_op *op)
     gtcb_exchange *x = op->exchange;
     gtcb_status status = GTCB_OK;
     op->around = true;
-    op->batch.in_turn = false;     /* all of it comes from one rank and goes to one */
+    op->batch.receive_ahead = true;
     for (uint32_t k = 0; k < count_coming(op) && !status; k++) {
         gtcb_spans spans = op->class->spans(op, slot_coming(op, k));
         for (size_t i = 0; i < 2 && !status; i++)

@@ -16,7 +16,6 @@ gtcb_status gtcb_batch_init(gtcb_batch *batch, const gtcb_mpi *mpi, gtcb_handle 
     batch->comm = comm;
     batch->piece_bytes = piece_bytes < INT_MAX ? piece_bytes : INT_MAX;
     batch->slots = slots;
-    batch->in_turn = true;
     batch->awaited = calloc(slots ? slots : 1, sizeof *batch->awaited);
     return batch->awaited ? GTCB_OK : GTCB_NO_MEMORY;
 }
@@ -82,7 +81,8 @@ static gtcb_status let_wait(gtcb_turns *turns, const gtcb_transfer *t)
 static gtcb_status post_in_turn(gtcb_batch *batch, const gtcb_transfer *t)
 {
     gtcb_turns *turns = turns_of(batch, t);
-    bool waits = batch->in_turn && (turns->first < turns->end || (turns->taken && t->bytes > GTCB_LARGE));
+    bool waits = turns->first < turns->end || (turns->taken && t->bytes > GTCB_LARGE);
+    waits = waits && (is_send(t) || !batch->receive_ahead);
     return waits ? let_wait(turns, t) : post(batch, t);
 }
 

@@ -79,7 +79,7 @@ typedef struct gtcb_batch {
     gtcb_request *pending;
     size_t count, capacity, cursor;
     gtcb_turns sends, receives;      /* where count is 0, none waits */
-    bool in_turn;                    /* large transfers take turns; as it is set up, they do */
+    bool receive_ahead;              /* receives take no turns: for those that all come from one peer, which sends in turn */
     uint32_t *awaited;               /* [slots] receives of each slot that have not arrived */
     size_t slots;
     uint64_t bytes_sent, bytes_received;
