@@ -83,10 +83,11 @@ def _may_use_a_thread(MPI, settings):
 
 
 def _open(runtime, comm, ranks):
-    """The exchange of a communicator of these ranks of the job, in their order."""
+    """The exchange of a communicator of these ranks of the job, in their order; None: as if on one host."""
     from gtcbmuf.exchange import MpiExchange
 
-    exchange = MpiExchange(runtime.engine, comm, [runtime.hosts[rank][0] for rank in ranks])
+    hosts = ranks and [runtime.hosts[rank][0] for rank in ranks]
+    exchange = MpiExchange(runtime.engine, comm, hosts)
     runtime.exchanges.append((exchange, comm))
     return exchange
 
@@ -237,6 +238,13 @@ def engine():
 def world():
     """The exchange of all ranks."""
     return _get().world
+
+
+def without_ring():
+    """Another exchange of all ranks, in which bodies go straight to everyone, however long: for
+    measurements. All ranks must ask for it together."""
+    runtime = _get()
+    return _open(runtime, runtime.comm.Dup(), None)
 
 
 def groups(spec=None) -> grouping.Groups:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan import inputs, model
-from gtcbmuf.plan.exchanges import expected_body
+from gtcbmuf.plan.exchanges import RING_BYTES, expected_body
 from gtcbmuf.plan.network import Link, Network
 
 FORMAT, VERSION = "gtcbmuf simulated cluster", 1
@@ -29,7 +29,7 @@ SOURCES = ("scripts/cluster/steps.c", "csrc/codec/*.c", "csrc/transport/*.c", "c
 # Links as they are given: no factors fitted to another network, no window of TCP, no time in MPI itself.
 EXACT = ("smpi/host-speed:1Gf", "smpi/simulate-computation:no", "smpi/bw-factor:0:1", "smpi/lat-factor:0:1",
          "network/bandwidth-factor:1", "network/latency-factor:1", "network/TCP-gamma:0", "smpi/os:0:0:0",
-         "smpi/or:0:0:0")  # fmt: skip
+         "smpi/or:0:0:0", "smpi/test:0", "smpi/grow-injected-times:no")  # fmt: skip
 
 
 def parse(argv=None):
@@ -76,7 +76,7 @@ def simulate(
     each, rates = job.elements / job.buckets, cluster.network.rates
     body = expected_body(each, job.density * each)
     words = [method, job.elements, job.buckets, int(body), job.step_seconds, period, group, 1, rates.encode,
-             job.density * each / rates.decode, rates.reduce]  # fmt: skip
+             job.density * each / rates.decode, rates.reduce, cluster.per_host, RING_BYTES]  # fmt: skip
     line = ["smpirun", "-np", str(cluster.workers), "-hostfile", str(hostfile), "-platform", str(platform),
             *(f"--cfg={setting}" for setting in EXACT), "--log=root.thres:critical", str(program)]  # fmt: skip
     done = subprocess.run([*line, *map(str, words)], capture_output=True, text=True, check=False)

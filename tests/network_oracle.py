@@ -3,13 +3,13 @@ it moves every message of the exchange, in pieces, through ports that each pass 
 
 A rank has a port out and a port in for its own host; a host has a port out and a port in, its
 network card, which its ranks take in turn. A piece reaches the port in one latency after it began
-to leave. The protocols follow csrc/exchange/{gather,reduce,broadcast}.c.
+to leave. The protocols follow csrc/exchange/{gather,reduce,broadcast,ring}.c.
 """
 
 import heapq
 from collections import deque
 
-HEADER, DIRECT = 64, 8192
+HEADER, DIRECT, RING = 64, 8192, 1 << 18
 
 
 class Cluster:
@@ -73,15 +73,20 @@ class Rounds:
     """Rounds in which every rank sends to every other one; a rank begins its next round when it
     has received all of the last one and all that it sent is there.
 
-    rounds: functions (source, target) -> list of message lengths; both number the ranks given.
+    rounds: functions (source, target) -> list of message lengths; both number the ranks given. Or a
+    list: the length of each rank's body, which goes from rank to rank, in their order.
     """
 
     def __init__(self, cluster, ranks, starts, rounds):
         self.cluster, self.ranks, self.rounds = cluster, ranks, rounds
         self.waiting = [[0] * len(rounds) for _ in ranks]
         self.at_round, self.ends = [-1] * len(ranks), {}
+        self.held = [[] for _ in ranks]  # what came from the rank before, too early
         for target in range(len(ranks)):
             for k, lengths in enumerate(rounds):
+                if not callable(lengths):
+                    self.waiting[target][k] = 2 * (len(ranks) - 1)
+                    continue
                 for source in range(len(ranks)):
                     if source != target:
                         self.waiting[target][k] += len(lengths(source, target))
@@ -95,12 +100,29 @@ class Rounds:
         if k == len(self.rounds):
             self.ends[self.ranks[i]] = time
             return
+        if not callable(self.rounds[k]):
+            for origin in [i, *self.held[i]]:
+                self._pass_on(time, i, origin, k)
+            return
         for step in range(1, size):
             peer = (i + step) % size
             for length in self.rounds[k](i, peer):
                 self.cluster.send(time, self.ranks[i], self.ranks[peer], length,
                                   lambda t, peer=peer: self._arrived(t, i, peer, k))  # fmt: skip
         self._next(time, i)
+
+    def _pass_on(self, time, i, origin, k):
+        peer = (i + 1) % len(self.ranks)
+        if peer != origin:
+            self.cluster.send(time, self.ranks[i], self.ranks[peer], self.rounds[k][origin],
+                              lambda t: self._came(t, i, peer, origin, k))  # fmt: skip
+
+    def _came(self, time, source, target, origin, k):
+        if self.at_round[target] == k:
+            self._pass_on(time, target, origin, k)
+        else:
+            self.held[target].append(origin)
+        self._arrived(time, source, target, k)
 
     def _arrived(self, time, source, target, k):
         for i in (source, target):
@@ -117,8 +139,16 @@ def headers(source, target):
     return [HEADER]
 
 
+def goes_around(cluster, ranks, body):
+    hosts = [cluster.host[rank] for rank in ranks]
+    most = max(hosts.count(host) for host in hosts)
+    return len(ranks) > 2 and len(set(hosts)) > 1 and body >= RING // most**2
+
+
 def allgather(cluster, ranks, starts, body):
-    return Rounds(cluster, ranks, starts, [headers, lambda source, target: [body] if body else []])
+    bodies = lambda source, target: [body] if body else []
+    around = goes_around(cluster, ranks, body)
+    return Rounds(cluster, ranks, starts, [headers, [body] * len(ranks) if around else bodies])
 
 
 def allreduce(cluster, ranks, starts, elements):
@@ -126,12 +156,14 @@ def allreduce(cluster, ranks, starts, elements):
     if 4 * elements <= DIRECT:
         return Rounds(cluster, ranks, starts, [headers, lambda s, t: [HEADER, 4 * elements]])
     shards = [4 * (elements // size + (i < elements % size)) for i in range(size)]
-    parts = [lambda s, t: [HEADER, shards[t]], lambda s, t: [HEADER + shards[s]]]
-    return Rounds(cluster, ranks, starts, [headers, *parts])
+    around = goes_around(cluster, ranks, HEADER + shards[0])
+    results = [HEADER + n for n in shards] if around else lambda s, t: [HEADER + shards[s]]
+    return Rounds(cluster, ranks, starts, [headers, lambda s, t: [HEADER, shards[t]], results])
 
 
 class Broadcast:
-    """From the first of the ranks: after the headers a shard to each, which passes it on."""
+    """From the first of the ranks: after the headers a shard to each, which passes it on; or all shards
+    from rank to rank."""
 
     def __init__(self, cluster, ranks, starts, count):
         self.cluster, self.ranks = cluster, ranks
@@ -140,6 +172,7 @@ class Broadcast:
         self.shards = [count // size + (i < count % size) for i in range(size)]
         if self.direct:
             self.shards = [count] + [0] * (size - 1)
+        self.around = not self.direct and goes_around(cluster, ranks, self.shards[0])
         self.first = Rounds(cluster, ranks, starts, [headers])
         self.ends = dict.fromkeys(ranks, 0.0)
 
@@ -147,6 +180,10 @@ class Broadcast:
         """When the headers' round is known."""
         root = self.ranks[0]
         self.ends.update(self.first.ends)
+        if self.around:
+            for i in range(len(self.ranks)):
+                self._send(self.ends[root], 0, 1, i)
+            return
         for i in range(1, len(self.ranks)):
             if self.shards[i]:
                 self._send(self.ends[root], 0, i, i)
@@ -165,7 +202,10 @@ class Broadcast:
     def _arrived(self, time, source, target, shard):
         for rank in (self.ranks[source], self.ranks[target]):
             self.ends[rank] = max(self.ends[rank], time)
-        if shard == target and source == 0:
+        if self.around:
+            if target + 1 < len(self.ranks):
+                self._send(time, target, target + 1, shard)
+        elif shard == target and source == 0:
             for step in range(1, len(self.ranks)):
                 peer = (target + step) % len(self.ranks)
                 if peer != 0:

@@ -25,7 +25,7 @@ typedef struct gtcb_engine_settings {
     bool progress_thread;      /* needs MPI_THREAD_MULTIPLE, which the caller has seen to */
     size_t piece_bytes;        /* GTCB_PIECE_BYTES; at least 1, less for tests */
     size_t direct_bytes;       /* reduce and broadcast up to this length in one round, without shards */
-    size_t ring_bytes;         /* from this length, of all bodies of a host together, bodies between hosts go around (ring.c) */
+    size_t ring_bytes;         /* with g ranks on a host, bodies between hosts of ring_bytes / g^2 and more go around (ring.c) */
     double (*now)(void);       /* seconds of any origin; NULL: the monotonic clock */
 } gtcb_engine_settings;
 

@@ -35,9 +35,12 @@ gtcb_status gtcb_ring_open(gtcb_exchange *x, const uint32_t *hosts)
     return GTCB_OK;
 }
 
+/* With g ranks on a host the ring saves g - 1 of g bytes at its card, and most of its hops stay on a host: so with more
+   ranks on a host it pays for shorter bodies. */
 bool gtcb_goes_around(const gtcb_exchange *x, size_t longest)
 {
-    return x->size > 2 && x->per_host < x->size && longest >= x->engine->settings.ring_bytes / x->per_host;
+    size_t g = x->per_host;
+    return x->size > 2 && g < x->size && longest >= x->engine->settings.ring_bytes / (g * g);
 }
 
 static uint32_t at(const gtcb_exchange *x, uint32_t place) { return x->ring[place % x->size]; }

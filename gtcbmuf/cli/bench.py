@@ -87,7 +87,8 @@ def _job(rates: Rates, about: dict, density: float) -> Inputs:
     """Everything that takes two ranks; rank 0 prints."""
     groups, world = runtime.groups("node"), runtime.world()
     rates = _slowest_rates(runtime.gather(rates))
-    local = measure.link(groups.intra, groups.intra.size - 1) if groups.intra.size > 1 else None
+    size = groups.intra.size
+    local = measure.link(groups.intra, Team.of(size, size)) if size > 1 else None
     intra = _slowest_link(runtime.gather(local))
     inter = _between_hosts(groups, world)
     trial = measure.trial(world, density)
@@ -105,15 +106,19 @@ def _job(rates: Rates, about: dict, density: float) -> Inputs:
 
 
 def _between_hosts(groups, world) -> Link | None:
-    """Latency between leaders; bandwidth by leaders or by all ranks, whichever uses more of it."""
+    """Latency between leaders; bandwidth by leaders or by all ranks, whichever uses more of it; in turn
+    by all ranks."""
     hosts = len(groups.members)
     if hosts == 1:
         return None
-    leaders = measure.link(groups.inter, hosts - 1) if groups.inter is not None else None
+    leaders = measure.link(groups.inter, Team.of(hosts, 1)) if groups.inter is not None else None
     leaders = _slowest_link(runtime.gather(leaders))
     per_host = max(len(group) for group in groups.members)
-    everyone = measure.link(world, per_host * (world.size - per_host))
-    return Link(max(leaders.bandwidth, everyone.bandwidth), leaders.latency)
+    team = Team.of(world.size, per_host)
+    everyone = measure.link(world, team)
+    in_turn = measure.in_turn(runtime.without_ring(), team)
+    bandwidth = max(leaders.bandwidth, everyone.bandwidth)
+    return Link(bandwidth, leaders.latency, min(in_turn, bandwidth))
 
 
 def _slowest_rates(found: list[Rates]) -> Rates:
@@ -140,7 +145,8 @@ def _print_rates(rates: Rates, threads: int) -> None:
 def _link_text(link: Link | None) -> str:
     if link is None:
         return "not measured: no two ranks are placed so"
-    return f"{link.bandwidth * 8 / 1e9:.3g} Gbit/s, {1e6 * link.latency:.3g} µs"
+    turns = f" ({link.in_turn * 8 / 1e9:.3g} where ranks send in turn)" if link.in_turn else ""
+    return f"{link.bandwidth * 8 / 1e9:.3g} Gbit/s{turns}, {1e6 * link.latency:.3g} µs"
 
 
 def _print_alone(found: Inputs, density: float) -> None:

@@ -96,7 +96,7 @@ def _link(measured, gbit, us, option, latency) -> Link | None:
     bandwidth = measured.bandwidth if gbit is None else gbit * 1e9 / 8
     if us is None:
         us = 1e6 * (measured.latency if measured else latency)
-    return Link(bandwidth, us / 1e6)
+    return Link(bandwidth, us / 1e6, measured.in_turn if gbit is None else None)
 
 
 # -- output ---------------------------------------------------------------------------------------

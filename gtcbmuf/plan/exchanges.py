@@ -1,11 +1,13 @@
 """What each exchange of this library costs: the messages of csrc/exchange, counted.
 
 A round is what every rank sends at once. It takes one latency, and then as long as the busiest of
-the links: that of a worker on its host, or the card of a host. docs/planning.md derives each line.
+the links: that of a worker on its host, or the card of a host. Long bodies between hosts go around a
+ring. docs/planning.md derives each line.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from gtcbmuf.backends.layout import (
@@ -16,7 +18,10 @@ from gtcbmuf.backends.layout import (
 )
 from gtcbmuf.plan.network import Network
 
-DIRECT_BYTES = 8192  # gtcbmuf.exchange has the same: a shorter array is sent whole, not in shards
+# gtcbmuf.exchange has the same two: a shorter array is sent whole, not in shards;
+DIRECT_BYTES = 8192
+# with g ranks on a host, bodies between hosts from RING_BYTES / g² go around a ring
+RING_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,20 @@ class Team:
     def outside(self) -> int:
         """Ranks on other hosts than the full one."""
         return self.size - self.per_host
+
+    @property
+    def hosts(self) -> int:
+        return math.ceil(self.size / self.per_host)
+
+    def goes_around(self, longest: float) -> bool:
+        return self.size > 2 and self.outside > 0 and longest >= RING_BYTES // self.per_host**2
+
+    def crossings(self, body: float) -> int:
+        """Of a body [bytes] of every rank to all others: so many pass the card of a host, one way; with
+        one host, so many come to each rank."""
+        if not self.outside or self.goes_around(body):
+            return self.size - 1
+        return self.per_host * self.outside
 
 
 @dataclass(frozen=True)
@@ -62,7 +81,7 @@ class Cost:
 
 def allgather(network: Network, team: Team, body: float) -> Cost:
     """Headers to all; then each rank's body [bytes] to all. Encoded gradients travel so."""
-    return _round(network, team, HEADER_BYTES) + _round(network, team, body)
+    return _round(network, team, HEADER_BYTES) + _to_all(network, team, body)
 
 
 def allreduce(network: Network, team: Team, array: float) -> Cost:
@@ -70,8 +89,8 @@ def allreduce(network: Network, team: Team, array: float) -> Cost:
     headers = _round(network, team, HEADER_BYTES)
     if array <= DIRECT_BYTES:
         return headers + _round(network, team, HEADER_BYTES + array)
-    shard = _round(network, team, HEADER_BYTES + array / team.size)
-    return headers + shard + shard
+    shard = HEADER_BYTES + array / team.size
+    return headers + _round(network, team, shard) + _to_all(network, team, shard)
 
 
 def broadcast(network: Network, team: Team, array: float) -> Cost:
@@ -85,6 +104,8 @@ def broadcast(network: Network, team: Team, array: float) -> Cost:
     if team.size == 1:
         return headers
     direct = team.size == 2 or array <= DIRECT_BYTES
+    if not direct and team.goes_around(array / team.size):
+        return headers + _chain(network, team, HEADER_BYTES + array / team.size)
     piece = HEADER_BYTES + (array if direct else array / team.size)
     rounds, by_root, by_others = (1, 1, 0) if direct else (2, 2, 1)
     inside = by_root * (team.per_host - 1)
@@ -95,6 +116,35 @@ def broadcast(network: Network, team: Team, array: float) -> Cost:
     busiest = max(card, last) * piece
     bodies = _cost(network, team, inside * piece, busiest, rounds, sent * piece / team.size)
     return headers + replace(bodies, host=card * piece)
+
+
+def _to_all(network: Network, team: Team, body: float) -> Cost:
+    """A body [bytes] of every rank to every other one: straight, or around the ring."""
+    if not team.goes_around(body):
+        return _round(network, team, body)
+    hops, busy = team.size - 1, _busy(network, team, body)
+    turn = _hops(network, team, body, team.hosts).seconds / team.size
+    return Cost(hops * max(0.0, turn - busy), hops * busy, hops * body, hops * body)
+
+
+def _chain(network: Network, team: Team, shard: float) -> Cost:
+    """A shard [bytes] for each rank, from the root along the ring, one after the other."""
+    first = _hops(network, team, shard, team.hosts - 1)
+    follow = (team.size - 1) * _busy(network, team, shard)
+    return Cost(first.latency, first.transfer + follow, (team.size - 1) * shard, team.size * shard)
+
+
+def _busy(network: Network, team: Team, body: float) -> float:
+    """Seconds that a body keeps the slowest link of the ring busy."""
+    inside = body / network.intra.bandwidth if team.per_host > 1 else 0.0
+    return max(inside, body / network.inter.bandwidth)
+
+
+def _hops(network: Network, team: Team, body: float, outside: int) -> Cost:
+    """A body along the ring, so many times from host to host, and once from rank to rank on each."""
+    inside = team.size - team.hosts
+    latency = outside * network.inter.latency + inside * network.intra.latency
+    return Cost(latency, outside * body / network.inter.bandwidth + inside * body / network.intra.bandwidth)
 
 
 def _round(network: Network, team: Team, message: float) -> Cost:
@@ -108,7 +158,7 @@ def _round(network: Network, team: Team, message: float) -> Cost:
 
 def _cost(network, team, inside, card, rounds, sent) -> Cost:
     link = network.inter if team.outside else network.intra
-    transfer = max(inside / network.intra.bandwidth, card / network.inter.bandwidth)
+    transfer = max(inside / network.intra.bandwidth, card / (network.inter.in_turn or network.inter.bandwidth))
     return Cost(rounds * link.latency, transfer, sent, card)
 
 

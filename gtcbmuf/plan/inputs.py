@@ -10,7 +10,7 @@ from typing import Any
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan.network import Link, Network, Rates
 
-FORMAT, VERSION = "gtcbmuf plan inputs", 1
+FORMAT, VERSION = "gtcbmuf plan inputs", 2
 MEASURE = "Measure again: mpirun -n 4 gtcbmuf bench --save FILE"
 
 

@@ -112,11 +112,23 @@ def _slowest(exchange, seconds: float) -> float:
     return max(float(array[0]) for array in ticket.arrays())
 
 
-def link(exchange, busiest: float) -> Link:
-    """By allgathers, small and large. busiest: messages through the busiest link, of a rank each.
+def link(exchange, team: Team) -> Link:
+    """By allgathers, small and large, of the ranks of `exchange`, which are as `team` says.
 
     Latency is half of a small allgather, which has two rounds.
     """
+    latency, array, seconds = _allgathers(exchange)
+    return Link(team.crossings(array) * array / seconds, latency)
+
+
+def in_turn(exchange, team: Team) -> float:
+    """Bandwidth between hosts [bytes/s] by allgathers of an exchange that knows of no ring."""
+    _, array, seconds = _allgathers(exchange)
+    return team.per_host * team.outside * array / seconds
+
+
+def _allgathers(exchange) -> tuple[float, int, float]:
+    """Latency [s]; bytes of a rank in a large allgather, and the seconds that their transfer takes."""
     small = np.zeros(MEET_BYTES, np.uint8)
     large = np.full(min(LARGE, (64 << 20) // exchange.size), exchange.rank, np.uint8)
     ticket = exchange.post_allgather(large)
@@ -132,8 +144,7 @@ def link(exchange, busiest: float) -> Link:
         return _slowest(exchange, median)
 
     both = seconds(small, SMALL_REPEATS)
-    transfer = max(seconds(large, REPEATS) - both, 1e-9)
-    return Link(busiest * len(large) / transfer, both / 2)
+    return both / 2, len(large), max(seconds(large, REPEATS) - both, 1e-9)
 
 
 @dataclass(frozen=True)

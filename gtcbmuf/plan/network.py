@@ -20,13 +20,20 @@ def _number(value) -> bool:
 
 @dataclass(frozen=True)
 class Link:
-    """bandwidth [bytes/s], each way at once; latency [s], from a post to the arrival of a byte."""
+    """bandwidth [bytes/s], each way at once; latency [s], from a post to the arrival of a byte.
+
+    in_turn [bytes/s]: what is left of the bandwidth where every rank sends to all others in turn, and
+    not to one only; None: all of it.
+    """
 
     bandwidth: float
     latency: float = 0.0
+    in_turn: float | None = None
 
     def __post_init__(self):
         positive("bandwidth", self.bandwidth, "bytes per second")
+        if self.in_turn is not None:
+            positive("in_turn", self.in_turn, "bytes per second")
         if not (_number(self.latency) and 0 <= self.latency < math.inf):
             raise SettingsError(f"latency={self.latency!r}: give seconds, at least 0.")
 

@@ -1,9 +1,10 @@
 /* Steps of a strategy in a simulated cluster: the library's own exchange (csrc/), linked with SimGrid's MPI and driven
    without its thread. Computation and the CPU's work on messages are simulated waits; every byte is moved.
 
-   steps METHOD ELEMENTS BUCKETS BODY STEP PERIOD GROUP BLOCKS ENCODE DECODE REDUCE
+   steps METHOD ELEMENTS BUCKETS BODY STEP PERIOD GROUP BLOCKS ENCODE DECODE REDUCE PER_HOST RING
 
    BODY: bytes of an encoded bucket; STEP [s]; ENCODE, REDUCE [elements/s]; DECODE [s for a message of one bucket].
+   PER_HOST: ranks; RING: bytes, as gtcbmuf.exchange has it.
    Rank 0 prints the simulated seconds of a step, and the bytes that rank 0 and all ranks sent in a step. */
 #include <mpi.h>
 #include <stdio.h>
@@ -28,7 +29,7 @@
 enum { REQUESTS = 1 << 16 };
 static MPI_Request requests[REQUESTS];
 static char in_use[REQUESTS], finished[REQUESTS];
-static int highest, next_free;
+static int highest, next_free, untold;     /* untold: finished, but not tested since */
 
 static int new_request(void *out, MPI_Request **request)
 {
@@ -63,7 +64,7 @@ static int test(void *which, int *flag, void *status)
     int i = *(int *)which;
     *flag = finished[i];
     if (finished[i])
-        in_use[i] = 0, next_free = i;
+        in_use[i] = 0, next_free = i, untold--;
     return MPI_SUCCESS;
 }
 
@@ -88,6 +89,7 @@ static void wait_for_any(void)
     MPI_Waitsome(count, pending, &found, done, MPI_STATUSES_IGNORE);
     for (int k = 0; k < found; k++)
         finished[numbers[done[k]]] = 1;
+    untold += found;
 }
 
 static int comm_size(gtcb_handle comm, int *size) { return MPI_Comm_size((MPI_Comm)comm, size); }
@@ -98,10 +100,24 @@ static double now(void) { return MPI_Wtime(); }
 
 static gtcb_engine *engine;
 
-static gtcb_exchange *open_exchange(MPI_Comm comm)
+static struct {
+    const char *method;
+    double elements, body, step, encode, decode, reduce;
+    int buckets, period, group, blocks, per_host;
+    size_t ring;
+} job;
+
+/* Of every rank_step-th rank of the job, beginning with one of number `first`. */
+static gtcb_exchange *open_exchange(MPI_Comm comm, int first, int rank_step)
 {
     gtcb_exchange *x;
-    CHECK(gtcb_exchange_open(engine, (gtcb_handle)comm, &x) == GTCB_OK);
+    int size;
+    MPI_Comm_size(comm, &size);
+    uint32_t *hosts = malloc((size_t)size * sizeof *hosts);
+    for (int i = 0; i < size; i++)
+        hosts[i] = (uint32_t)((first + i * rank_step) / job.per_host);
+    CHECK(gtcb_exchange_open(engine, (gtcb_handle)comm, hosts, &x) == GTCB_OK);
+    free(hosts);
     return x;
 }
 
@@ -109,7 +125,7 @@ static void finish(gtcb_op **ops, int count)
 {
     for (int i = 0; i < count; i++) {
         while (!gtcb_op_done(ops[i]))
-            if (!gtcb_engine_progress(engine))
+            if (!gtcb_engine_progress(engine) && untold == 0)      /* a poll tests some requests at a time */
                 wait_for_any();
         if (gtcb_op_failure(ops[i])->status) {
             fprintf(stderr, "%s\n", gtcb_op_failure(ops[i])->text);
@@ -120,12 +136,6 @@ static void finish(gtcb_op **ops, int count)
 }
 
 static void work(double seconds) { if (seconds > 0) smpi_execute(seconds); }
-
-static struct {
-    const char *method;
-    double elements, body, step, encode, decode, reduce;
-    int buckets, period, group, blocks;
-} job;
 
 static gtcb_exchange *world, *group, *leaders;      /* leaders: NULL on ranks that do not lead */
 static float *model, *update;
@@ -205,12 +215,13 @@ static void read_job(char **word)
     job.elements = atof(word[2]), job.buckets = atoi(word[3]), job.body = atof(word[4]), job.step = atof(word[5]);
     job.period = atoi(word[6]), job.group = atoi(word[7]), job.blocks = atoi(word[8]);
     job.encode = atof(word[9]), job.decode = atof(word[10]), job.reduce = atof(word[11]);
+    job.per_host = atoi(word[12]), job.ring = (size_t)atof(word[13]);
     CHECK(job.buckets <= 256 && job.blocks >= 1 && job.period >= 1);
 }
 
 int main(int count, char **words)
 {
-    CHECK(count == 12);
+    CHECK(count == 14);
     read_job(words);
     MPI_Init(&count, &words);
     int rank, size;
@@ -224,11 +235,11 @@ int main(int count, char **words)
         .mpi = {.isend = isend, .irecv = irecv, .test = test, .iprobe = iprobe, .comm_size = comm_size, .comm_rank = comm_rank,
                 .byte = (gtcb_handle)MPI_BYTE},
         .variant = gtcb_variant_best(), .threads = 1, .progress_thread = false, .piece_bytes = GTCB_PIECE_BYTES,
-        .direct_bytes = 8192, .now = now};
+        .direct_bytes = 8192, .ring_bytes = job.ring, .now = now};
     CHECK(gtcb_engine_open(&settings, &engine) == GTCB_OK);
-    world = open_exchange(all);
-    group = open_exchange(own);
-    leaders = lead == MPI_COMM_NULL ? NULL : open_exchange(lead);
+    world = open_exchange(all, 0, 1);
+    group = open_exchange(own, rank / job.group * job.group, 1);
+    leaders = lead == MPI_COMM_NULL ? NULL : open_exchange(lead, 0, job.group);
     model = calloc((size_t)job.elements, sizeof *model);
     update = is("hybrid") ? calloc((size_t)job.elements, sizeof *update) : NULL;
     message = calloc((size_t)job.body + 1, 1);

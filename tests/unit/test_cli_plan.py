@@ -15,7 +15,7 @@ from gtcbmuf.plan.network import Link, Rates
 
 JOB = ["plan", "--elements", "25e6", "--step-ms", "200", "--workers", "64", "--per-host", "8"]
 LINK = ["--link-gbit", "10", "--link-us", "50"]
-MEASURED = Inputs(Link(1.25e9, 5e-5), Link(2e9, 1e-5), Rates(2e9, 3e8, 4e8), {"ranks": 4})
+MEASURED = Inputs(Link(1.25e9, 5e-5, 1e9), Link(2e9, 1e-5), Rates(2e9, 3e8, 4e8), {"ranks": 4})
 
 
 def fails(capsys, *arguments):
@@ -67,11 +67,14 @@ def test_measured_inputs_count_unless_an_option_says_otherwise(tmp_path, capsys)
     )
     found = json.loads(capsys.readouterr().out)
     assert found["network"] == {
-        "inter": {"bandwidth": 1.25e8, "latency": 5e-5},
-        "intra": {"bandwidth": 2e9, "latency": 1e-5},
+        "inter": {"bandwidth": 1.25e8, "latency": 5e-5, "in_turn": None},
+        "intra": {"bandwidth": 2e9, "latency": 1e-5, "in_turn": None},
         "rates": {"encode": 2e9, "decode": 5e8, "reduce": 4e8},
     }
     assert found["assumed"] == ["overlap"]
+    assert main([*JOB, "--inputs", str(path), "--json", "--link-us", "7"]) == 0
+    inter = json.loads(capsys.readouterr().out)["network"]["inter"]
+    assert inter == {"bandwidth": 1.25e9, "latency": 7e-6, "in_turn": 1e9}
     assert main([*JOB, "--inputs", str(path)]) == 0
     assert "  measured        ranks 4\n" in capsys.readouterr().out
 
@@ -145,12 +148,12 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("damage, says", [
-    (lambda c: c.update(version=2), "is of version 2; this is version 1. Measure again"),
+    (lambda c: c.update(version=1), "is of version 1; this is version 2. Measure again"),
     (lambda c: c.update(format="something"), "holds something else"),
     (lambda c: c.pop("rates"), "is damaged: no 'rates'"),
     (lambda c: c["inter"].update(bandwidth=0), "bandwidth=0: give bytes per second"),
     (lambda c: c["inter"].update(bandwidth="fast"), "bandwidth='fast'"),
-    (lambda c: c["intra"].pop("latency"), "intra should have bandwidth, latency"),
+    (lambda c: c["intra"].pop("latency"), "intra should have bandwidth, in_turn, latency"),
     (lambda c: c["rates"].update(more=1), "rates should have decode, encode, reduce"),
     (lambda c: c.update(intra=[1, 2]), "intra should have"),
     (lambda c: c.update(about=3), "is damaged"),
