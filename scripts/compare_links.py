@@ -18,8 +18,9 @@ from links.hosts import Hosts, LinksError, check_machine
 
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan import inputs, model
+from gtcbmuf.plan.network import Link, Network, Rates
 
-FORMAT, VERSION = "gtcbmuf shaped links", 1
+FORMAT, VERSION = "gtcbmuf shaped links", 2
 RANK = Path(__file__).parent / "links" / "rank.py"
 RING = {
     "coll_tuned_use_dynamic_rules": "1",
@@ -78,22 +79,34 @@ def measure_inputs(hosts: Hosts, per_host: int, density: float) -> inputs.Inputs
         return inputs.load(file)
 
 
-def predict(found: inputs.Inputs, job: dict) -> model.Prediction:
-    network, _ = inputs.network(found, single_host=False)
-    plan = model.Job(job["elements"], job["step_seconds"], job["ranks"], job["per_host"],
-                     job["density"], overlap=0.0)  # fmt: skip
+def job(record: dict) -> model.Job:
+    """Of a run: what a plan is made of. No overlap: gradients are ready at the end of the wait."""
+    return model.Job(record["elements"], record["step_seconds"], record["ranks"], record["per_host"],
+                     record["density"], overlap=0.0)  # fmt: skip
+
+
+def measured_network(content: dict, record: dict) -> Network:
+    """What was measured on the links of a run."""
+    found = next(m for m in content["inputs"] if (m["rate"], m["per_host"]) == (record["rate"], record["per_host"]))
+    intra = found["intra"] and Link(**found["intra"])
+    measured = inputs.Inputs(Link(**found["inter"]), intra, Rates(**found["rates"]))
+    return inputs.network(measured, single_host=False)[0]
+
+
+def predict(network: Network, record: dict) -> model.Prediction:
+    plan, period = job(record), record["period"]
     make = {"dense": lambda: model.dense(plan, network), "GTC": lambda: model.gtc(plan, network),
-            "BMUF": lambda: model.bmuf(plan, network, job["period"]),
-            "hybrid": lambda: model.hybrid(plan, network, job["group"], job["period"])}  # fmt: skip
-    return make[job["method"]]()
+            "BMUF": lambda: model.bmuf(plan, network, period),
+            "hybrid": lambda: model.hybrid(plan, network, record["group"], period)}  # fmt: skip
+    return make[record["method"]]()
 
 
 def run(hosts: Hosts, per_host: int, method: str, elements: int, options) -> dict:
     ranks = per_host * options.hosts
-    job = {"method": method.split(",")[0], "elements": elements, "density": options.density,
-           "step_seconds": options.step_ms / 1e3, "period": options.period, "blocks": options.blocks,
-           "ranks": ranks, "per_host": per_host, "group": per_host if per_host > 1 else ranks // 2}  # fmt: skip
-    out = hosts.mpirun(per_host, [sys.executable, str(RANK), json.dumps(job)],
+    record = {"method": method.split(",")[0], "elements": elements, "density": options.density,
+              "step_seconds": options.step_ms / 1e3, "period": options.period, "blocks": options.blocks,
+              "ranks": ranks, "per_host": per_host, "group": per_host if per_host > 1 else ranks // 2}  # fmt: skip
+    out = hosts.mpirun(per_host, [sys.executable, str(RANK), json.dumps(record)],
                         mca=RING if "ring" in method else None)  # fmt: skip
     return {**json.loads(out.splitlines()[-1]), "method": method, "rate": hosts.rate}
 
@@ -109,7 +122,7 @@ def measure(options) -> dict:
                 for method in METHODS:
                     record = run(hosts, per_host, method, elements, options)
                     if method in model.METHODS:
-                        plan = predict(found, record)
+                        plan = predict(inputs.network(found, single_host=False)[0], record)
                         record |= {
                             "predicted": plan.step,
                             "predicted_card_bytes": plan.host_bytes,
@@ -140,12 +153,13 @@ def load(path: Path) -> dict:
 def line(record: dict) -> str:
     """A row of the table."""
     spread = (max(record["steps"]) - min(record["steps"])) / 2
-    cells = [record["rate"], str(record["ranks"]), record["method"],
-             f"{1e3 * record['step']:.0f} ± {1e3 * spread:.0f}", "", "", f"{record['card_bytes'] / 1e6:.2f}", ""]  # fmt: skip
-    if "predicted" in record:
-        cells[4] = f"{1e3 * record['predicted']:.0f}"
-        cells[5] = f"{100 * (record['predicted'] / record['step'] - 1):+.1f} %"
-        cells[7] = f"{record['predicted_card_bytes'] / 1e6:.2f}"
+    cells = [record["rate"], str(record["ranks"]), record["method"], f"{1e3 * record['step']:.0f} ± {1e3 * spread:.0f}"]
+    for name in "predicted", "simulated":
+        there = name in record
+        cells.append(f"{1e3 * record[name]:.0f}" if there else "")
+        cells.append(f"{100 * (record[name] / record['step'] - 1):+.1f} %" if there else "")
+    cells.append(f"{record['card_bytes'] / 1e6:.2f}")
+    cells.append(f"{record['predicted_card_bytes'] / 1e6:.2f}" if "predicted" in record else "")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -156,6 +170,8 @@ def table(content: dict) -> str:
         "method",
         "step [ms]",
         "predicted",
+        "error",
+        "simulated",
         "error",
         "MB a card and step",
         "predicted",

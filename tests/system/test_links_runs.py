@@ -11,6 +11,9 @@ import pytest
 from test_demo import AS_A_USER
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
+
+import compare_links
 
 
 def run(*words):
@@ -36,6 +39,29 @@ def test_two_hosts(tmp_path):
     ):  # frames and headers come on top of what is counted
         found, expected = runs[method]["card_bytes"], runs[method]["predicted_card_bytes"]
         assert expected < found < 1.2 * expected + 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("smpirun") is None, reason="needs SimGrid's smpirun")
+def test_measured_runs_simulated(tmp_path):
+    """Of a file of scripts/compare_links; what was not simulated stays as it is."""
+    run_ = {"rate": "1gbit", "per_host": 2, "elements": 300_000, "step_seconds": 0.05, "steps": [0.06], "step": 0.06,
+            "ranks": 6, "density": 0.01, "period": 2, "group": 2, "card_bytes": 1e6, "predicted_card_bytes": 1e6}  # fmt: skip
+    inputs = {"rate": "1gbit", "per_host": 2, "inter": {"bandwidth": 1e8, "latency": 1e-4, "in_turn": None},
+              "intra": {"bandwidth": 9e8, "latency": 1e-5, "in_turn": None},
+              "rates": {"encode": 1e9, "decode": 1e8, "reduce": 3e8}}  # fmt: skip
+    methods = [*compare_links.model.METHODS, "MPI_Allreduce"]
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(json.dumps({
+        "format": compare_links.FORMAT, "version": compare_links.VERSION, "cores": 2, "hosts": 3,
+        "inputs": [inputs], "runs": [{**run_, "method": method} for method in methods]}))  # fmt: skip
+    run(SCRIPTS / "simulate_cluster.py", "--links", before, "--save", after)
+    content = compare_links.load(after)
+    assert [r["method"] for r in content["runs"]] == methods
+    for record in content["runs"][:-1]:
+        plan = compare_links.predict(compare_links.measured_network(content, record), record)
+        assert record["simulated"] == pytest.approx(plan.step, rel=0.1)
+    assert content["runs"][-1] == {**run_, "method": "MPI_Allreduce"}
 
 
 @pytest.mark.slow

@@ -15,14 +15,14 @@ from cluster.platform import Cluster
 from links import hosts
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan.network import Link, Network
+from gtcbmuf.plan.network import Link, Network, Rates
 
 NETWORK = Network(Link(1.25e9, 5e-5), Link(2e9, 1e-5))
 LINKS = {
     "format": compare_links.FORMAT, "version": compare_links.VERSION, "cores": 2, "hosts": 4, "inputs": [],
     "runs": [
         {"rate": "1gbit", "ranks": 4, "method": "GTC", "step": 0.2, "steps": [0.19, 0.2, 0.23], "card_bytes": 2e6,
-         "predicted": 0.25, "predicted_card_bytes": 1.5e6, "step_seconds": 0.1, "density": 0.01, "period": 5},
+         "predicted": 0.25, "simulated": 0.19, "predicted_card_bytes": 1.5e6, "step_seconds": 0.1, "density": 0.01, "period": 5},
         {"rate": "1gbit", "ranks": 4, "method": "MPI_Allreduce", "step": 0.5, "steps": [0.5], "card_bytes": 3e6},
     ],
 }  # fmt: skip
@@ -38,13 +38,28 @@ BOTH = pytest.mark.parametrize("script, content", [(compare_links, LINKS), (simu
 def test_the_table_of_links():
     lines = compare_links.table(LINKS).splitlines()
     assert lines[0].startswith("4 hosts on one machine of 2 cores; computation is a wait of 100 ms")
-    assert lines[-2] == "| 1gbit | 4 | GTC | 200 ± 20 | 250 | +25.0 % | 2.00 | 1.50 |"
-    assert lines[-1] == "| 1gbit | 4 | MPI_Allreduce | 500 ± 0 |  |  | 3.00 |  |"
+    assert lines[-2] == "| 1gbit | 4 | GTC | 200 ± 20 | 250 | +25.0 % | 190 | -5.0 % | 2.00 | 1.50 |"
+    assert lines[-1] == "| 1gbit | 4 | MPI_Allreduce | 500 ± 0 |  |  |  |  | 3.00 |  |"
 
 
 def test_the_table_of_a_cluster():
     last = simulate_cluster.table(CLUSTER).splitlines()[-1]
     assert last == "| 10 Gbit/s | 64 | BMUF | 128.0 | 160.0 | +25.0 % | 50.0 | 2.000 | 2.000 |"
+
+
+def test_each_run_is_predicted_from_what_was_measured_on_its_own_links():
+    inputs = [{"rate": rate, "per_host": each, "inter": {"bandwidth": at, "latency": 1e-4, "in_turn": at / 2},
+               "intra": {"bandwidth": 9e8, "latency": 1e-5, "in_turn": None} if each > 1 else None,
+               "rates": {"encode": 1e9, "decode": 1e8, "reduce": at}}
+              for rate, each, at in (("1gbit", 1, 1e8), ("1gbit", 2, 2e8), ("100mbit", 1, 1e7))]  # fmt: skip
+    record = {"rate": "1gbit", "per_host": 2, "method": "dense", "elements": 10**6, "step_seconds": 0.1, "ranks": 8,
+              "density": 0.01, "period": 5, "group": 2}  # fmt: skip
+    network = compare_links.measured_network({"inputs": inputs}, record)
+    assert network == Network(Link(2e8, 1e-4, 1e8), Link(9e8, 1e-5), Rates(1e9, 1e8, 2e8))
+    other = compare_links.measured_network({"inputs": inputs}, {**record, "per_host": 1, "rate": "100mbit"})
+    assert other == Network(Link(1e7, 1e-4, 5e6), rates=Rates(1e9, 1e8, 1e7))
+    for method in compare_links.model.METHODS:
+        assert compare_links.predict(network, {**record, "method": method}).method == method
 
 
 @BOTH
