@@ -138,6 +138,11 @@ def table(found: dict[str, float], reference: dict[str, float] | None) -> str:
     return "\n".join(lines)
 
 
+def options(add) -> None:
+    """The command line; add: add_argument of its parser."""
+    add("--write", action="store_true", help="make these counts the reference")
+
+
 def run(options) -> None:
     """The command."""
     found = count()
