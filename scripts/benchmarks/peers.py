@@ -1,7 +1,7 @@
-"""The codecs of others, each in the form that suits it best: words (2 * index + negative, increasing, uint32) to bytes and back.
+"""The codecs of others, each in the form that suits it best: words to bytes and back.
 
-None of them adds to a sum, checks its bytes or says how many elements there are: those are left out on their side. What is
-around a codec (gaps, sums, planes, signs) is C with preallocated buffers (glue.c), as the codec is; buffers of a codec
+Words are 2 * index + negative, increasing, uint32. That nothing is checked and no number of elements sent is to the good of
+the others. What is around a codec (gaps, sums, planes, signs) is C with preallocated buffers (glue.c); buffers of a codec
 itself are kept where it lets them be. All run on one thread.
 """
 
@@ -187,7 +187,8 @@ class Zstandard(Peer):
         return self.words[:count]
 
 
-PEERS = (Raw, FastPFor, FastPForFour, BinaryPacking, BinaryPackingFour, Blosc, BloscZstd, Roaring, RoaringSigns, Zstandard)
+PEERS = (Raw, FastPFor, FastPForFour, BinaryPacking, BinaryPackingFour, Blosc, BloscZstd, Roaring, RoaringSigns,
+         Zstandard)  # fmt: skip
 
 
 def missing() -> dict[str, str]:

@@ -26,8 +26,8 @@ def packing(records: list[dict], clock: str) -> str:
         lines.append([f"{100 * r['density']:.2f} %", str(r["threads"]), f"{t['add']:.2f}", f"{t['encode']:.2f}",
                       f"{100 * r['of_add'][clock]:.0f} %", f"{t['torch']:.1f}", f"{r['torch'][clock]:.1f}",
                       f"{t['topk']:.0f}", f"{r['topk'][clock]:.0f}"])  # fmt: skip
-    columns = ["density", "threads", "a += b [ms]", "encode [ms]", "of a += b", "torch's steps [ms]", "times encode",
-               "torch.topk [ms]", "times encode"]  # fmt: skip
+    columns = ["density", "threads", "a += b [ms]", "encode [ms]", "of a += b", "torch's steps [ms]", "torch / encode",
+               "torch.topk [ms]", "topk / encode"]  # fmt: skip
     return rows(columns, lines, 0)
 
 
@@ -48,15 +48,31 @@ def sizes(record: dict, clock: str) -> str:
     return rows(columns, lines)
 
 
+def three(x: float) -> str:
+    """Three digits; never a power of ten."""
+    return f"{x:.3g}" if x < 999.5 else f"{x:.0f}"
+
+
 def totals(record: dict, clock: str) -> str:
     """Milliseconds of an exchange; the least in bold."""
     cells = [(n, gbit) for n in WORKERS for gbit in GBIT]
     times = {row["name"]: [1e3 * total_seconds(n, gbit, row["bytes"], record["sent"], row["decode_add"][clock])
                            for n, gbit in cells] for row in record["rows"]}  # fmt: skip
     least = [min(column) for column in zip(*times.values())]
-    lines = [[name, *(f"**{t:.3g}**" if t == best else f"{t:.3g}" for t, best in zip(row, least))]
-             for name, row in times.items()]  # fmt: skip
+    lines = [[name, *(f"**{three(t)}**" if t == best else three(t) for t, best in zip(row, least))]
+             for name, row in times.items()]
     return rows(["total [ms]", *(f"N {n}, {gbit} Gbit/s" for n, gbit in cells)], lines)
+
+
+def summary(records: list[dict], clock: str) -> str:
+    """All records side by side: bits, and nanoseconds to decode and add, for one sent element."""
+    columns = [f"{r['data'].split()[0]} {100 * r['density']:.2g} %" for r in records]
+    lines = []
+    for row in records[0]["rows"]:
+        found = [(r["sent"], next(x for x in r["rows"] if x["name"] == row["name"])) for r in records]
+        cells = [f"{8 * x['bytes'] / sent:.2f}, {1e9 * x['decode_add'][clock]:.2f}" for sent, x in found]
+        lines.append([row["name"], *cells])
+    return rows(["bits, decode and add [ns]", *columns], lines)
 
 
 def verdict(record: dict, clock: str) -> str:
@@ -80,6 +96,7 @@ def codec(content: dict, clock: str) -> str:
     for record in content.get("unpacking", []):
         parts += [f"**{title(record)}**", sizes(record, clock), verdict(record, clock), totals(record, clock)]
     if content.get("unpacking"):
+        parts.append(summary(content["unpacking"], clock))
         forms = [f"- {row['name']}: {row['how']}" for row in content["unpacking"][0]["rows"]]
         parts.append("\n".join(forms + [f"- {name}: MISSING. {why}" for name, why in content["missing"].items()]))
     return "\n\n".join(parts)

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench
-from benchmarks import build, codec, files, gradients, packing, peers, tables, timing, unpacking
+from benchmarks import build, codec, counts, files, gradients, packing, peers, tables, timing, unpacking
 from benchmarks.library import Library
 
 from gtcbmuf.errors import GtcbmufError, SettingsError
@@ -58,7 +58,8 @@ def test_the_table_of_totals_marks_the_least():
 
 def test_the_tables_of_the_codec():
     text = tables.codec(CONTENT, "cpu")
-    assert "A CPU, 2 cores, load 1.5 at the start; variant avx2; gcc 12; Python 3.11.7; torch 2.13.0, blosc2 missing." in text
+    assert "A CPU, 2 cores, load 1.5 at the start; variant avx2; gcc 12; Python 3.11.7; torch 2.13.0, " in text
+    assert "blosc2 missing.\n" in text
     assert "| 0.10 % | 2 | 5.00 | 6.00 | 50 % | 50.0 | 8.0 | 400 | 60 |" in text
     assert "| small | 8.00 | 1.00 | 5.00 | 6.00 | 0.0 |" in text
     assert "| gtcbmuf | 10.00 | 2.00 |  | 4.00 |  |" in text
@@ -129,6 +130,16 @@ def test_medians_are_of_pairs():
     assert timing.difference(samples, "a", "b") == {"cpu": 2.0, "wall": 2.0}
 
 
+def test_the_page_has_the_tables_of_the_saved_results():
+    results = build.ROOT / "docs" / "results"
+    printed = [counts.table(counts.load()["counts"], None)]
+    printed += [tables.codec(files.load(results / f"codec-{name}.json", codec.PART), "cpu")
+                for name in ("packing", "peers")]  # fmt: skip
+    rows = [line for line in (build.ROOT / "docs" / "performance.md").read_text().splitlines() if line.startswith("|")]
+    assert len(rows) > 40
+    assert not set(rows) - set("\n".join(printed).splitlines()), "made by scripts/bench codec --table, and counts"
+
+
 # -- with a compiler ------------------------------------------------------------------------------
 
 
@@ -159,6 +170,19 @@ def test_every_peer_gives_back_positions_and_signs(kind, library):
     peer.decode = broken
     with pytest.raises(GtcbmufError, match="give back"):
         unpacking.check_peer(peer, [some_words(10, 5)])
+
+
+def test_a_peer_that_is_missing_is_said_to_be(library, monkeypatch):
+    real = peers.import_module
+
+    def without(name):
+        if name == "zstandard":
+            raise ImportError("No module named 'zstandard'")
+        return real(name)
+
+    monkeypatch.setattr(peers, "import_module", without)
+    assert "pip install zstandard" in peers.missing()["zstd"]
+    assert "zstd" not in {peer.name for peer in peers.present(library, 10)}
 
 
 def test_messages_are_held_to_the_definition(library):

@@ -1,6 +1,7 @@
 """Instructions of the codec, counted by valgrind, against the reference in tests/codec/instructions.json.
 
-More than the margin above it is a slow-down. If it is meant, or the codec has become faster: scripts/bench counts --write.
+More than the margin above it is a slow-down. If that is meant, or the codec has become faster, make a new one:
+scripts/bench counts --write.
 """
 
 import sys
@@ -27,6 +28,17 @@ def test_no_more_instructions_than_the_reference_allows():
     found = counts.count()
     print(reason, counts.table(found, reference["counts"]), sep="\n")
     assert not counts.slower(reference["counts"], found, margin), f"with {reason}"
+
+
+@pytest.mark.parametrize("name, value, said", [
+    ("which", lambda tool: None, "valgrind"),
+    ("machine", lambda: "aarch64", "x86-64"),
+])  # fmt: skip
+def test_what_is_missing_is_said(name, value, said, monkeypatch):
+    monkeypatch.setattr(counts.platform if name == "machine" else counts.shutil, name, value)
+    assert said in counts.needs()
+    with pytest.raises(SettingsError, match="needs "):
+        counts.count()
 
 
 @pytest.mark.parametrize("line, expected", [
