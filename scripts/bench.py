@@ -1,0 +1,38 @@
+"""Measure the library, beside what it competes with. Each part is a module in scripts/benchmarks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks import codec, counts
+
+from gtcbmuf.errors import GtcbmufError
+
+# name: (what it measures, its options, what runs it)
+PARTS = {
+    "codec": ("packing, unpacking and size, beside other codecs", codec.options, codec.run),
+    "counts": ("instructions of the codec, against the reference", counts.options, counts.run),
+}
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
+    parts = parser.add_subparsers(metavar="PART", required=True)
+    for name, (text, options, run) in PARTS.items():
+        part = parts.add_parser(name, help=text, description=text)
+        options(part.add_argument)
+        part.set_defaults(run=run)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    options = parse(argv)
+    try:
+        options.run(options)
+    except GtcbmufError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
