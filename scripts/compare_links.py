@@ -74,7 +74,7 @@ def parse(argv=None):
 def measure_inputs(hosts: Hosts, per_host: int, density: float) -> inputs.Inputs:
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/inputs.json"
-        hosts.mpirun(per_host, [sys.executable, "-m", "gtcbmuf.cli", "bench", "--density", str(density),
+        hosts.mpirun(per_host, [sys.executable, "-P", "-m", "gtcbmuf.cli", "bench", "--density", str(density),
                                 "--save", file])  # fmt: skip
         return inputs.load(file)
 
