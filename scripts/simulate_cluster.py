@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict, replace
 from glob import glob
 from pathlib import Path
 
@@ -23,11 +24,14 @@ from tqdm import tqdm
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan import inputs, model
 from gtcbmuf.plan.exchanges import RING_BYTES, expected_body
-from gtcbmuf.plan.network import Link, Network
+from gtcbmuf.plan.network import Link
 
-FORMAT, VERSION = "gtcbmuf simulated cluster", 1
+FORMAT, VERSION = "gtcbmuf simulated cluster", 2
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("scripts/cluster/steps.c", "csrc/codec/*.c", "csrc/transport/*.c", "csrc/exchange/*.c")
+# Ladkat et al., Interspeech 2019: speed-ups.
+PUBLISHED = {("GTC", 32): 26, ("GTC", 64): 17, ("GTC", 128): 11, ("BMUF", 32): 36.6, ("BMUF", 64): 57, ("BMUF", 128): 80,
+             ("hybrid", 32): 31, ("hybrid", 64): 42, ("hybrid", 128): 97}  # fmt: skip
 # Links as they are given: no factors fitted to another network, no window of TCP, no time in MPI itself.
 EXACT = ("smpi/host-speed:1Gf", "smpi/simulate-computation:no", "smpi/bw-factor:0:1", "smpi/lat-factor:0:1",
          "network/bandwidth-factor:1", "network/latency-factor:1", "network/TCP-gamma:0", "smpi/os:0:0:0",
@@ -49,6 +53,7 @@ def parse(argv=None):
     add("--period", type=int, default=10, help="steps in a block of BMUF and hybrid (10)")
     add("--group", type=int, help="workers in a group of the hybrid (a host)")
     add("--methods", default=",".join(model.METHODS))
+    add("--inputs", type=Path, help="a file of gtcbmuf bench --save: rates, and links within a host (assumed)")
     add("--links", type=Path, help="simulate what is in this file of scripts/compare_links --save, and nothing else")
     add("--save", type=Path, help="write the results here")
     add("--force", action="store_true", help="replace that file if it exists")
@@ -101,8 +106,14 @@ def predict(
     return make[method]()
 
 
+def measured(options) -> inputs.Inputs:
+    return inputs.load(options.inputs) if options.inputs else inputs.Inputs()
+
+
 def run(options) -> dict:
-    records = []
+    records, found = [], measured(options)
+    inter = lambda gbit: Link(gbit * 1e9 / 8, options.link_us / 1e6)
+    networks = {gbit: inputs.network(replace(found, inter=inter(gbit)), False)[0] for gbit in options.link_gbit}
     cells = [
         (int(w), g, m)
         for w in options.workers
@@ -112,21 +123,21 @@ def run(options) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         program = build(folder)
         for workers, gbit, method in tqdm(cells, unit="run"):
-            cluster = Cluster(
-                workers, options.per_host, Network(Link(gbit * 1e9 / 8, options.link_us / 1e6))
-            )
+            cluster = Cluster(workers, options.per_host, networks[gbit])
             job = model.Job(int(options.elements), options.step_ms / 1e3, workers, options.per_host, options.density,
                             overlap=0.0)  # fmt: skip
             group = options.group or min(options.per_host, workers)
             plan = predict(cluster, job, method, group, options.period)
-            found = simulate(program, cluster, job, method, group, options.period)
-            records.append({"workers": workers, "gbit": gbit, "method": method, **found, "predicted": plan.step,
+            step = simulate(program, cluster, job, method, group, options.period)
+            records.append({"workers": workers, "gbit": gbit, "method": method, **step, "predicted": plan.step,
                             "predicted_bytes": plan.worker_bytes})  # fmt: skip
     facts = ("per_host", "link_us", "elements", "step_ms", "density", "period", "group")
     return {
         "format": FORMAT,
         "version": VERSION,
         **{k: getattr(options, k) for k in facts},
+        "intra": asdict(networks[options.link_gbit[0]].intra),
+        "rates": asdict(networks[options.link_gbit[0]].rates),
         "runs": records,
     }
 
@@ -174,17 +185,22 @@ def table(content: dict) -> str:
         "predicted",
         "error",
         "speed-up",
+        "published",
         "MB a worker and step",
         "predicted",
     ]
-    lines = [f"Simulated: hosts of {content['per_host']} workers, {content['link_us']:g} µs; {content['elements']:,.0f} "
-             f"elements; {content['step_ms']:g} ms of computation; density {content['density']:g}; blocks of "
-             f"{content['period']} steps; groups of {content['group'] or content['per_host']}.", "",
+    rates = ", ".join(f"{name} {rate / 1e6:.0f}" for name, rate in content["rates"].items())
+    lines = [f"Simulated: hosts of {content['per_host']} workers, {content['link_us']:g} µs; within a host "
+             f"{8 * content['intra']['bandwidth'] / 1e9:.3g} Gbit/s, {1e6 * content['intra']['latency']:.3g} µs; "
+             f"{content['elements']:,.0f} elements; {content['step_ms']:g} ms of computation; density "
+             f"{content['density']:g}; blocks of {content['period']} steps; groups of "
+             f"{content['group'] or content['per_host']}; {rates} million elements/s.", "",
              "| " + " | ".join(head) + " |", "|---" * len(head) + "|"]  # fmt: skip
     for r in content["runs"]:
         error = 100 * (r["predicted"] / r["step"] - 1)
+        published = PUBLISHED.get((r["method"], r["workers"]), "")
         cells = [f"{r['gbit']:g} Gbit/s", f"{r['workers']}", r["method"], f"{1e3 * r['step']:.1f}",
-                 f"{1e3 * r['predicted']:.1f}", f"{error:+.1f} %", f"{r['workers'] * step / r['step']:.1f}",
+                 f"{1e3 * r['predicted']:.1f}", f"{error:+.1f} %", f"{r['workers'] * step / r['step']:.1f}", f"{published}",
                  f"{r['worker_bytes'] / 1e6:.3f}", f"{r['predicted_bytes'] / 1e6:.3f}"]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -29,6 +29,7 @@ LINKS = {
 CLUSTER = {
     "format": simulate_cluster.FORMAT, "version": simulate_cluster.VERSION, "per_host": 8, "link_us": 50,
     "elements": 1e6, "step_ms": 100, "density": 0.01, "period": 10, "group": None,
+    "intra": {"bandwidth": 2e9, "latency": 1e-5}, "rates": {"encode": 1e9, "decode": 1e8, "reduce": 3e8},
     "runs": [{"workers": 64, "gbit": 10, "method": "BMUF", "step": 0.128, "worker_bytes": 2e6, "predicted": 0.16,
               "predicted_bytes": 2e6}],
 }  # fmt: skip
@@ -44,7 +45,7 @@ def test_the_table_of_links():
 
 def test_the_table_of_a_cluster():
     last = simulate_cluster.table(CLUSTER).splitlines()[-1]
-    assert last == "| 10 Gbit/s | 64 | BMUF | 128.0 | 160.0 | +25.0 % | 50.0 | 2.000 | 2.000 |"
+    assert last == "| 10 Gbit/s | 64 | BMUF | 128.0 | 160.0 | +25.0 % | 50.0 | 57 | 2.000 | 2.000 |"
 
 
 def test_each_run_is_predicted_from_what_was_measured_on_its_own_links():
