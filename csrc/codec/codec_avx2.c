@@ -89,17 +89,18 @@ AVX2 static size_t stage_few(const gtcb_piece *p, size_t first, size_t count, ui
     return gtcb_scalar.stage(&few, words, non_finite);
 }
 
-INLINE size_t stage_as(const gtcb_piece *p, uint16_t *words, bool *non_finite, gtcb_dtype dtype, bool stream)
+INLINE size_t stage_as(const gtcb_piece *piece, uint16_t *words, bool *non_finite, gtcb_dtype dtype, bool stream)
 {
+    const gtcb_piece copy = *piece, *p = &copy;     /* which no store to the arrays can change: so it stays in registers */
     __m256i worst = _mm256_setzero_si256();
     const size_t misaligned = (uintptr_t)p->residual_out / 4 % 8;
     size_t i = misaligned > 0 ? 8 - misaligned : 0;
     if (i > p->count)
         i = p->count;
-    size_t sent = stage_few(p, 0, i, words, non_finite);
+    size_t sent = stage_few(piece, 0, i, words, non_finite);
     for (; i + 8 <= p->count; i += 8)
         sent += stage8(p, i, words + sent, &worst, dtype, stream);
-    sent += stage_few(p, i, p->count - i, words + sent, non_finite);
+    sent += stage_few(piece, i, p->count - i, words + sent, non_finite);
     if (stream)
         _mm_sfence();
     if (_mm256_movemask_epi8(_mm256_cmpgt_epi32(worst, _mm256_set1_epi32(0x7F7FFFFF))) != 0)

@@ -97,8 +97,9 @@ INLINE size_t stage32(const gtcb_piece *p, size_t i, __mmask32 lanes, uint16_t *
     return count;
 }
 
-INLINE size_t stage_as(const gtcb_piece *p, uint16_t *words, bool *non_finite, gtcb_dtype dtype, bool stream)
+INLINE size_t stage_as(const gtcb_piece *piece, uint16_t *words, bool *non_finite, gtcb_dtype dtype, bool stream)
 {
+    const gtcb_piece copy = *piece, *p = &copy;     /* which no store to the arrays can change: so it stays in registers */
     __m512i worst = _mm512_setzero_si512();
     const size_t misaligned = (uintptr_t)p->residual_out / 4 % 16;      /* stores that cross lines are slow */
     size_t i = misaligned > 0 ? 16 - misaligned : 0, sent = 0;

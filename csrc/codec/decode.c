@@ -8,6 +8,7 @@
 #define CACHED_TILE (UINT64_C(1) << 17)     /* half a megabyte stays in a second level cache */
 #define MAX_TILE (UINT64_C(1) << 21)
 #define LINE 16                     /* floats in a cache line */
+#define AHEAD 64                    /* elements whose lines are on their way while as many others are added */
 
 /* Where a message goes on. */
 typedef struct cursor {
@@ -58,6 +59,23 @@ static void add_wide(float *dense, const uint64_t *v, size_t count, uint64_t low
             dense[v[i] >> 1] += q[v[i] & 1];
 }
 
+static void ask_for(const float *dense, const uint32_t *v, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        __builtin_prefetch(dense + (v[i] >> 1), 1, 2);      /* to the second level: the first has too few misses under way */
+}
+
+/* Elements that are in no cache. The lines of the next few are asked for before these are added. */
+static void add_from_memory(const decoder *d, float *dense, const uint32_t *v, size_t count, float threshold)
+{
+    ask_for(dense, v, least(AHEAD, count));
+    for (size_t i = 0, next; i < count; i = next) {
+        next = least(i + AHEAD, count);
+        ask_for(dense, v + next, least(AHEAD, count - next));
+        d->variant->add(dense, v + i, next - i, threshold);
+    }
+}
+
 /* The elements of one block with low <= index < high. */
 static void apply_block(const decoder *d, const source *m, const cursor *at, uint64_t low, uint64_t high)
 {
@@ -83,7 +101,10 @@ static void apply_block(const decoder *d, const source *m, const cursor *at, uin
     d->variant->unpack(lows, uppers, y.upper_bits, count, y.l, v.narrow);
     if (from > 0 || to < 2 * span)
         count = d->variant->keep(v.narrow, count, (uint32_t)from, (uint32_t)to);
-    d->variant->add(dense, v.narrow, count, m->threshold);
+    if (d->warm)
+        d->variant->add(dense, v.narrow, count, m->threshold);
+    else
+        add_from_memory(d, dense, v.narrow, count, m->threshold);
 }
 
 static void apply_packed(const decoder *d, const source *m, cursor *at, uint64_t low, uint64_t high)
@@ -160,15 +181,16 @@ static void place_cursors(void *context, size_t i)
     }
 }
 
-/* If the elements of all messages touch a third of the cache lines or more, a tile is one that fits the cache. If not,
-   there is little to keep in a cache; then a tile is wider than most blocks, as a block that lies in two tiles is
-   unpacked twice. */
-static void cut(decoder *d, uint64_t sent)
+/* With two elements or more for each cache line, the whole tile is fetched in order, at full bandwidth, and is one that
+   fits a cache; twice as wide where the messages' blocks are, as a block that lies in two tiles is unpacked twice. With
+   fewer, each element's line is fetched alone, and the tile is as wide as it may be. */
+static void cut(decoder *d, uint64_t sent, uint64_t messages)
 {
-    d->warm = sent > d->elements / (2 * LINE);
-    d->tile = CACHED_TILE;
-    while (!d->warm && d->tile < MAX_TILE)
-        d->tile *= 2;
+    const uint64_t batches = (messages + BATCH - 1) / BATCH;
+    d->warm = sent / batches > d->elements / (LINE / 2);
+    d->tile = MAX_TILE;
+    if (d->warm)
+        d->tile = sent / messages <= d->elements / (2 * CACHED_TILE / GTCB_BLOCK) ? 2 * CACHED_TILE : CACHED_TILE;
     const uint64_t tiles = (d->elements + d->tile - 1) / d->tile;
     d->range = (tiles + MAX_RANGES - 1) / MAX_RANGES * d->tile;
     d->ranges = (size_t)((d->elements + d->range - 1) / d->range);
@@ -199,7 +221,7 @@ gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages,
         return GTCB_OK;
 
     decoder d = {.variant = v, .dense = dense, .elements = elements};
-    cut(&d, sent);
+    cut(&d, sent, count);
     for (size_t first = 0; first < count; first += d.count) {
         d.count = least(count - first, BATCH);
         for (size_t i = 0; i < d.count; i++) {

@@ -137,7 +137,7 @@ static void check_bucket(size_t n, gtcb_dtype dtype, pattern p, double density, 
         free(b.memory[i]);
 }
 
-/* Blocks that end around the border of a tile (2^17 elements, as enough of them are sent). There are more than 32 tiles,
+/* Blocks that end around the border of a tile (2^17 elements, as enough of them are sent, in narrow blocks). There are more than 32 tiles,
    so that a task has two of them and goes on from one to the next. */
 static void check_tile_borders(void)
 {
@@ -155,6 +155,36 @@ static void check_tile_borders(void)
         free(message);
     }
     free(numbers);
+}
+
+/* Elements on both sides of every border of a tile, in blocks as wide as the tile: 64 messages are enough to take the
+   tiles of a cache, of 2^18 elements for blocks so wide; two are applied in the widest ones. */
+static void check_wide_blocks(size_t copies, bool before)
+{
+    const uint64_t n = 34 << 18, k = n / 256;
+    uint64_t *numbers = must(malloc(8 * k));
+    gtcb_encode_job job = {.elements = n, .threshold = 0.5f};
+    size_t bytes;
+    for (uint64_t i = 0; i < k; i++)
+        numbers[i] = 2 * (256 * i + (before ? 255 : 0)) + (i & 1);
+    uint8_t *message = oracle_message(&job, numbers, k, &bytes);
+    float *dense = must(malloc(n * 4)), *expected = must(calloc(n, 4));
+    gtcb_message messages[64];
+    for (size_t i = 0; i < copies; i++) {
+        messages[i] = (gtcb_message){message, message + 64};
+        oracle_decode_add(message, expected);
+    }
+    for (size_t i = 0; i < gtcb_variant_count(); i++)
+        if (gtcb_variant_at(i)->supported()) {
+            memset(dense, 0, n * 4);
+            gtcb_status status = gtcb_decode_add(count_calls_of(i), messages, copies, dense, n, executors[i % 3]);
+            CHECK(status == GTCB_OK && memcmp(expected, dense, n * 4) == 0, "%s, %zu messages", under_test->name, copies);
+        }
+    cases++;
+    free(numbers);
+    free(message);
+    free(dense);
+    free(expected);
 }
 
 static void check_random_bucket(size_t n, gtcb_dtype dtype)
@@ -185,6 +215,10 @@ int main(int argc, char **argv)
                 check_bucket(50000, dtype, RANDOM, 0.05, 3, m, 0);
         }
     check_tile_borders();
+    for (int before = 0; before < 2; before++) {
+        check_wide_blocks(64, before);
+        check_wide_blocks(2, before);
+    }
     for (int kind = 1; kind <= 3; kind++)
         CHECK(seen[kind] > 10, "kind %d occurred %lu times", kind, seen[kind]);
     CHECK(seen_announcements > 10 && seen_caps > 10, "announcements %lu, caps %lu", seen_announcements, seen_caps);
