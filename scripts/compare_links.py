@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -196,6 +197,7 @@ def main():
         if options.save:
             inputs.check_free(options.save, options.force)
         check_machine()
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the hosts are taken down
         content = measure(options)
         print("\n" + table(content))
         if options.save:

@@ -158,7 +158,8 @@ def _round(network: Network, team: Team, message: float) -> Cost:
 
 def _cost(network, team, inside, card, rounds, sent) -> Cost:
     link = network.inter if team.outside else network.intra
-    transfer = max(inside / network.intra.bandwidth, card / (network.inter.in_turn or network.inter.bandwidth))
+    turns = network.inter.in_turn if team.size > 2 else None  # of two ranks each sends to one only
+    transfer = max(inside / network.intra.bandwidth, card / (turns or network.inter.bandwidth))
     return Cost(rounds * link.latency, transfer, sent, card)
 
 

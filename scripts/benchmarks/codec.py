@@ -46,7 +46,8 @@ def choose(text: str, known, what: str) -> list[str]:
 
 def run_c(folder: str, library: Library, o) -> list[str]:
     """The lines of the C program."""
-    program = build.compile_to(Path(folder) / "bench_codec", "tests/codec/bench_codec.c", build.CODEC)
+    program = build.compile_to(Path(folder) / "bench_codec", "tests/codec/bench_codec.c", "csrc/exchange/pool.c",
+                               build.CODEC)
     line = [str(program), library.variant, str(o.elements), str(o.rounds)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode != 0:

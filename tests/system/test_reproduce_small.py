@@ -21,7 +21,7 @@ def test_the_small_table(tmp_path):
                           env={**os.environ, **AS_A_USER}, text=True, capture_output=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     records = results.read(file)
-    assert len(records) == 8 and not any("failed" in record for record in records)
+    assert len(records) == 16 and not any("failed" in record for record in records)
     for name in "GTC", "BMUF", "hybrid":
         assert f"{name} 32: 1250 updates a worker" in done.stdout
     row = next(line for line in done.stdout.splitlines() if line.startswith("| 32 |"))

@@ -180,6 +180,8 @@ def test_what_goes_straight_to_all_takes_the_bandwidth_that_is_left_there():
     around, straight = (exchanges.allreduce(n, team, 8 * body).transfer for n in (NETWORK, slower))
     close(straight / around, 1.5, 1e-3)  # of two equal rounds, only that of the parts
     close(exchanges.allgather(slower, team, body).transfer, 7 * body / SLOW[0], 1e-3)
+    pair = Team.of(2, 1)
+    assert exchanges.allreduce(slower, pair, body) == exchanges.allreduce(NETWORK, pair, body)
 
 
 def test_a_full_overlap_hides_all_but_the_last_bucket():
