@@ -33,7 +33,7 @@ from gtcbmuf.errors import (
 _STATUS = {code: name for name, code in _core.STATUS.items()}
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
-RING_BYTES = 1 << 18  # with g ranks on a host, bodies between hosts from RING_BYTES / g² go around a ring
+RING_BYTES = 1 << 18  # with g ranks on a host, bodies between hosts from RING_BYTES / (16 g - 15) go around a ring
 
 
 class ExchangeClosedError(GtcbmufError):

@@ -35,7 +35,7 @@ PUBLISHED = {("GTC", 32): 26, ("GTC", 64): 17, ("GTC", 128): 11, ("BMUF", 32): 3
 # Links as they are given: no factors fitted to another network, no window of TCP, no time in MPI itself.
 EXACT = ("smpi/host-speed:1Gf", "smpi/simulate-computation:no", "smpi/bw-factor:0:1", "smpi/lat-factor:0:1",
          "network/bandwidth-factor:1", "network/latency-factor:1", "network/TCP-gamma:0", "smpi/os:0:0:0",
-         "smpi/or:0:0:0", "smpi/test:0", "smpi/grow-injected-times:no")  # fmt: skip
+         "smpi/or:0:0:0", "smpi/test:0", "smpi/wtime:0", "smpi/send-is-detached-thresh:0", "smpi/grow-injected-times:no")  # fmt: skip
 
 
 def parse(argv=None):
@@ -51,6 +51,7 @@ def parse(argv=None):
     add("--step-ms", type=float, default=100, help="computation of a step (100)")
     add("--density", type=float, default=0.01, help="share of the elements that GTC sends (0.01)")
     add("--period", type=int, default=10, help="steps in a block of BMUF and hybrid (10)")
+    add("--warm-up", type=int, default=1, help="blocks before the one that is counted (1)")
     add("--group", type=int, help="workers in a group of the hybrid (a host)")
     add("--methods", default=",".join(model.METHODS))
     add("--inputs", type=Path, help="a file of gtcbmuf bench --save: rates, and links within a host (assumed)")
@@ -76,14 +77,19 @@ def build(folder: str) -> Path:
 
 
 def simulate(
-    program: Path, cluster: Cluster, job: model.Job, method: str, group: int, period: int
+    program: Path, cluster: Cluster, job: model.Job, method: str, group: int, period: int, warm_up: int = 1
 ) -> dict:
-    """Seconds and bytes of a step, the mean of one block after another that is not counted."""
+    """Seconds and bytes of a step, the mean of one block after `warm_up` that are not counted.
+
+    What exchanges at every step has blocks of one.
+    """
+    if method in ("dense", "GTC"):
+        period = 1
     platform, hostfile = program.with_name("platform.xml"), program.with_name("hostfile")
     cluster.write(platform, hostfile)
     each, rates = job.elements / job.buckets, cluster.network.rates
     body = expected_body(each, job.density * each)
-    words = [method, job.elements, job.buckets, int(body), job.step_seconds, period, group, 1, rates.encode,
+    words = [method, job.elements, job.buckets, int(body), job.step_seconds, period, group, warm_up, rates.encode,
              job.density * each / rates.decode, rates.reduce, cluster.per_host, RING_BYTES]  # fmt: skip
     line = ["smpirun", "-np", str(cluster.workers), "-hostfile", str(hostfile), "-platform", str(platform),
             *(f"--cfg={setting}" for setting in EXACT), "--log=root.thres:critical", str(program)]  # fmt: skip
@@ -128,10 +134,10 @@ def run(options) -> dict:
                             overlap=0.0)  # fmt: skip
             group = options.group or min(options.per_host, workers)
             plan = predict(cluster, job, method, group, options.period)
-            step = simulate(program, cluster, job, method, group, options.period)
+            step = simulate(program, cluster, job, method, group, options.period, options.warm_up)
             records.append({"workers": workers, "gbit": gbit, "method": method, **step, "predicted": plan.step,
                             "predicted_bytes": plan.worker_bytes})  # fmt: skip
-    facts = ("per_host", "link_us", "elements", "step_ms", "density", "period", "group")
+    facts = ("per_host", "link_us", "elements", "step_ms", "density", "period", "group", "warm_up")
     return {
         "format": FORMAT,
         "version": VERSION,

@@ -9,7 +9,7 @@ to leave. The protocols follow csrc/exchange/{gather,reduce,broadcast,ring}.c.
 import heapq
 from collections import deque
 
-HEADER, DIRECT, RING = 64, 8192, 1 << 18
+HEADER, SHORT, DIRECT, RING = 64, 2048, 8192, 1 << 18
 
 
 class Cluster:
@@ -142,10 +142,12 @@ def headers(source, target):
 def goes_around(cluster, ranks, body):
     hosts = [cluster.host[rank] for rank in ranks]
     most = max(hosts.count(host) for host in hosts)
-    return len(ranks) > 2 and len(set(hosts)) > 1 and body >= RING // most**2
+    return len(ranks) > 2 and len(set(hosts)) > 1 and body >= RING // (1 + 16 * (most - 1))
 
 
 def allgather(cluster, ranks, starts, body):
+    if body <= SHORT:
+        return Rounds(cluster, ranks, starts, [lambda s, t: [HEADER + body]])
     bodies = lambda source, target: [body] if body else []
     around = goes_around(cluster, ranks, body)
     return Rounds(cluster, ranks, starts, [headers, [body] * len(ranks) if around else bodies])
@@ -153,6 +155,8 @@ def allgather(cluster, ranks, starts, body):
 
 def allreduce(cluster, ranks, starts, elements):
     size = len(ranks)
+    if 4 * elements <= SHORT:
+        return Rounds(cluster, ranks, starts, [lambda s, t: [HEADER + 4 * elements]])
     if 4 * elements <= DIRECT:
         return Rounds(cluster, ranks, starts, [headers, lambda s, t: [HEADER, 4 * elements]])
     shards = [4 * (elements // size + (i < elements % size)) for i in range(size)]

@@ -25,7 +25,7 @@ typedef struct gtcb_engine_settings {
     bool progress_thread;      /* needs MPI_THREAD_MULTIPLE, which the caller has seen to */
     size_t piece_bytes;        /* GTCB_PIECE_BYTES; at least 1, less for tests */
     size_t direct_bytes;       /* reduce and broadcast up to this length in one round, without shards */
-    size_t ring_bytes;         /* with g ranks on a host, bodies between hosts of ring_bytes / g^2 and more go around (ring.c) */
+    size_t ring_bytes;         /* with g ranks on a host, bodies between hosts from ring_bytes / (16 g - 15) go around (ring.c) */
     double (*now)(void);       /* seconds of any origin; NULL: the monotonic clock */
 } gtcb_engine_settings;
 
@@ -94,8 +94,8 @@ const gtcb_failure *gtcb_op_failure(const gtcb_op *op);         /* once done */
 bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank);         /* after GTCB_DEADLINE */
 uint64_t gtcb_op_sequence(const gtcb_op *op);
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op);
-const void *gtcb_op_header(const gtcb_op *op, uint32_t rank);
-const void *gtcb_op_body(const gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather */
+const void *gtcb_op_header(gtcb_op *op, uint32_t rank);
+const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather */
 gtcb_status gtcb_op_decode_add(gtcb_op *op, float *dense, uint64_t elements);
 /* Gives the operation back; its buffers serve the next one of its kind. False if MPI may still touch its buffers
    and arrays: they must then stay where they are for good, or until another call returns true. */

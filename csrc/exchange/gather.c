@@ -25,6 +25,8 @@ static gtcb_status prepare_encode(gtcb_op *op)
     gtcb_header header;
     memcpy(op->announcement, op->own.data, GTCB_HEADER_BYTES);
     status = gtcb_read_header(op->announcement, &header);
+    if (!status && gtcb_is_short(x, header.body_bytes))
+        op->hello = (gtcb_span){op->own.data, GTCB_HEADER_BYTES + header.body_bytes};
     pthread_mutex_lock(&engine->lock);
     x->counters.encode_seconds += engine->settings.now() - begin;
     if (!(header.flags & GTCB_FLAG_NON_FINITE))
@@ -37,9 +39,11 @@ static gtcb_status prepare_encode(gtcb_op *op)
 static gtcb_status prepare_allgather(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    return gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, op->array, op->elements * gtcb_element_bytes(op->element),
-                                 1, op->sequence, gtcb_pack_bucket(GTCB_ALLGATHER, op->element, op->bucket), x->rank,
-                                 op->announcement);
+    size_t bytes = op->elements * gtcb_element_bytes(op->element);
+    gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, op->array, bytes, 1, op->sequence,
+                                               gtcb_pack_bucket(GTCB_ALLGATHER, op->element, op->bucket), x->rank,
+                                               op->announcement);
+    return status || !gtcb_is_short(x, bytes) ? status : gtcb_op_say(op, op->array, bytes);
 }
 
 static size_t body_bytes(gtcb_op *op, uint32_t rank)
@@ -47,12 +51,21 @@ static size_t body_bytes(gtcb_op *op, uint32_t rank)
     return gtcb_get64(gtcb_op_header_of(op, rank) + 24);     /* a header that gtcb_agree has read */
 }
 
+static bool came_with_header(gtcb_op *op, uint32_t rank) { return gtcb_is_short(op->exchange, body_bytes(op, rank)); }
+static bool lies_in_own(gtcb_op *op, uint32_t rank) { return rank == op->exchange->rank && op->operation == GTCB_ENCODE; }
+
+static uint8_t *body_of(gtcb_op *op, uint32_t rank)
+{
+    if (lies_in_own(op, rank))
+        return op->own.data + GTCB_HEADER_BYTES;
+    if (rank != op->exchange->rank && came_with_header(op, rank))
+        return gtcb_op_header_of(op, rank) + GTCB_HEADER_BYTES;
+    return op->bodies.data + op->offsets[rank];
+}
+
 static gtcb_spans spans(gtcb_op *op, uint32_t rank)
 {
-    bool own = rank == op->exchange->rank;
-    void *body = !own ? op->bodies.data + op->offsets[rank]
-                 : op->operation == GTCB_ENCODE ? op->own.data + GTCB_HEADER_BYTES : op->array;
-    return (gtcb_spans){{{body, body_bytes(op, rank)}}};
+    return (gtcb_spans){{{body_of(op, rank), came_with_header(op, rank) ? 0 : body_bytes(op, rank)}}};
 }
 
 static gtcb_status begin(gtcb_op *op)
@@ -62,8 +75,8 @@ static gtcb_status begin(gtcb_op *op)
     for (uint32_t r = 0; r < x->size; r++) {
         op->offsets[r] = need;
         longest = body_bytes(op, r) > longest ? body_bytes(op, r) : longest;
-        if (r == x->rank && op->operation == GTCB_ENCODE)
-            continue;                                        /* is in op->own */
+        if (lies_in_own(op, r) || (r != x->rank && came_with_header(op, r)))
+            continue;
         size_t bytes = body_bytes(op, r);
         if (bytes > SIZE_MAX / 4 - need)
             return gtcb_op_fail(op, GTCB_NO_MEMORY, r, "rank %u announces a body of %zu bytes", r, bytes);
@@ -71,16 +84,20 @@ static gtcb_status begin(gtcb_op *op)
     }
     if (gtcb_buffer_need(&op->bodies, need))
         return gtcb_op_fail(op, GTCB_NO_MEMORY, x->rank, "no memory for bodies of %zu bytes", need);
-    gtcb_span own = spans(op, x->rank).of[0];
-    if (own.bytes && op->operation == GTCB_ALLGATHER)
-        memcpy(op->bodies.data + op->offsets[x->rank], own.data, own.bytes);
+    if (body_bytes(op, x->rank) && op->operation == GTCB_ALLGATHER)
+        memcpy(body_of(op, x->rank), op->array, body_bytes(op, x->rank));
+    for (uint32_t r = 0; r < x->size; r++)
+        if (r != x->rank && came_with_header(op, r))
+            gtcb_op_short_body(op, r, body_bytes(op, r));
     if (gtcb_goes_around(x, longest))
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
-        status = gtcb_op_expect(op, op->bodies.data + op->offsets[peer], body_bytes(op, peer), peer, 0, peer);
+        gtcb_span coming = spans(op, peer).of[0];
+        status = gtcb_op_expect(op, coming.data, coming.bytes, peer, 0, peer);
     }
+    gtcb_span own = spans(op, x->rank).of[0];
     for (uint32_t i = 1; i < x->size && !status; i++)
         status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), 0);
     return status;
@@ -89,7 +106,7 @@ static gtcb_status begin(gtcb_op *op)
 static void arrived(gtcb_op *op, uint32_t slot)
 {
     gtcb_ring_pass_on(op);         /* sound or not: the next rank sees for itself, and need not wait for it */
-    gtcb_op_validate(op, gtcb_op_header_of(op, slot), op->bodies.data + op->offsets[slot], body_bytes(op, slot), slot);
+    gtcb_op_validate(op, gtcb_op_header_of(op, slot), body_of(op, slot), body_bytes(op, slot), slot);
 }
 
 static gtcb_status proceed(gtcb_op *op) { (void)op; return GTCB_OK; }
@@ -97,14 +114,12 @@ static gtcb_status proceed(gtcb_op *op) { (void)op; return GTCB_OK; }
 const gtcb_op_class gtcb_encode_class = {prepare_encode, begin, arrived, proceed, spans};
 const gtcb_op_class gtcb_allgather_class = {prepare_allgather, begin, arrived, proceed, spans};
 
-const void *gtcb_op_header(const gtcb_op *op, uint32_t rank) { return op->headers.data + (size_t)rank * GTCB_HEADER_BYTES; }
+const void *gtcb_op_header(gtcb_op *op, uint32_t rank) { return gtcb_op_header_of(op, rank); }
 
-const void *gtcb_op_body(const gtcb_op *op, uint32_t rank, size_t *bytes)
+const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes)
 {
-    *bytes = gtcb_get64((const uint8_t *)gtcb_op_header(op, rank) + 24);
-    if (op->operation == GTCB_ENCODE && rank == op->exchange->rank)
-        return op->own.data + GTCB_HEADER_BYTES;
-    return op->bodies.data + op->offsets[rank];
+    *bytes = body_bytes(op, rank);
+    return body_of(op, rank);
 }
 
 gtcb_status gtcb_op_decode_add(gtcb_op *op, float *dense, uint64_t elements)

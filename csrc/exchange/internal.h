@@ -78,13 +78,14 @@ struct gtcb_op {
     bool unsent;                   /* no peer has this operation's header */
     bool complete;                 /* it owes nobody anything */
     unsigned phase;                /* of the bodies, as the class counts them */
+    gtcb_span hello;               /* what goes to all first: the announcement, and behind it a short body */
     bool around;                   /* bodies travel in the ring */
     uint32_t passed;               /* so many of them to the next rank */
     gtcb_batch batch;
     uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
     uint8_t *late;                 /* [size] ranks that had not come at the deadline */
     uint8_t announcement[GTCB_HEADER_BYTES];
-    gtcb_buffer headers;           /* [size] of all ranks */
+    gtcb_buffer headers;           /* [size] of all ranks, with room for a short body behind each */
     gtcb_buffer own;               /* own message, or headers of own shards */
     gtcb_buffer bodies;            /* what arrives */
     size_t *offsets;               /* [size] into bodies */
@@ -148,6 +149,12 @@ gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer,
 /* Validates a body that has arrived; fails the operation if it is not sound. */
 gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t bytes, uint32_t from);
 uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank);
+/* A body of so many bytes comes with its header. All ranks come to the same answer. */
+bool gtcb_is_short(const gtcb_exchange *exchange, size_t bytes);
+/* Puts a short body behind the announcement, into op->own. */
+gtcb_status gtcb_op_say(gtcb_op *op, const void *body, size_t bytes);
+/* Behind the header of another rank: counts and validates its short body, and returns it. */
+uint8_t *gtcb_op_short_body(gtcb_op *op, uint32_t rank, size_t bytes);
 void gtcb_exchange_stop(gtcb_exchange *exchange, const gtcb_failure *failure);
 uint64_t gtcb_first_not_begun(gtcb_exchange *exchange);
 bool gtcb_mark_late(gtcb_op *op);

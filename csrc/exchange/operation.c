@@ -28,6 +28,18 @@ gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes)
     return GTCB_OK;
 }
 
+/* With many small buckets messages cost more than their bytes: a short body saves one message to each rank, and a round.
+   The limit keeps the room for all ranks' headers small, and what comes below the length that MPIs send at once. */
+#define SHORT_BYTES 2048
+
+static size_t hello_bytes(const gtcb_exchange *x)
+{
+    size_t longest = GTCB_HEADER_BYTES + SHORT_BYTES;
+    return x->engine->settings.piece_bytes >= longest ? longest : GTCB_HEADER_BYTES;
+}
+
+bool gtcb_is_short(const gtcb_exchange *x, size_t bytes) { return bytes <= hello_bytes(x) - GTCB_HEADER_BYTES; }
+
 static const gtcb_op_class *class_of(gtcb_operation operation)
 {
     switch (operation) {
@@ -51,8 +63,7 @@ gtcb_op *gtcb_op_create(gtcb_exchange *x, gtcb_operation operation, uint32_t buc
     op->late = malloc(x->size);
     op->offsets = calloc(x->size, sizeof *op->offsets);
     gtcb_status status = gtcb_batch_init(&op->batch, &x->engine->settings.mpi, x->comm, x->size, x->engine->settings.piece_bytes);
-    if (!op->seen || !op->late || !op->offsets || status ||
-        gtcb_buffer_need(&op->headers, (size_t)x->size * GTCB_HEADER_BYTES)) {
+    if (!op->seen || !op->late || !op->offsets || status || gtcb_buffer_need(&op->headers, (size_t)x->size * hello_bytes(x))) {
         gtcb_op_destroy(op);
         return NULL;
     }
@@ -72,7 +83,27 @@ void gtcb_op_destroy(gtcb_op *op)
     free(op);
 }
 
-uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank) { return op->headers.data + (size_t)rank * GTCB_HEADER_BYTES; }
+uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank) { return op->headers.data + rank * hello_bytes(op->exchange); }
+
+gtcb_status gtcb_op_say(gtcb_op *op, const void *body, size_t bytes)
+{
+    if (gtcb_buffer_need(&op->own, GTCB_HEADER_BYTES + bytes))
+        return GTCB_NO_MEMORY;
+    memcpy(op->own.data, op->announcement, GTCB_HEADER_BYTES);
+    if (bytes)
+        memcpy(op->own.data + GTCB_HEADER_BYTES, body, bytes);
+    op->hello = (gtcb_span){op->own.data, GTCB_HEADER_BYTES + bytes};
+    return GTCB_OK;
+}
+
+uint8_t *gtcb_op_short_body(gtcb_op *op, uint32_t rank, size_t bytes)
+{
+    uint8_t *header = gtcb_op_header_of(op, rank), *body = header + GTCB_HEADER_BYTES;
+    op->batch.bytes_received += bytes;
+    if (bytes)
+        gtcb_op_validate(op, header, body, bytes, rank);
+    return body;
+}
 
 gtcb_status gtcb_op_fail(gtcb_op *op, gtcb_status status, uint32_t rank, const char *format, ...)
 {
@@ -132,10 +163,11 @@ static gtcb_status exchange_headers(gtcb_op *op)
     memcpy(gtcb_op_header_of(op, x->rank), op->announcement, GTCB_HEADER_BYTES);
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
-        status = gtcb_batch_receive(&op->batch, gtcb_op_header_of(op, peer), GTCB_HEADER_BYTES, peer, HEADER_TAG, peer);
+        status = gtcb_batch_receive(&op->batch, gtcb_op_header_of(op, peer), hello_bytes(x), peer, HEADER_TAG, peer);
     }
+    op->batch.bytes_received = (uint64_t)(x->size - 1) * GTCB_HEADER_BYTES;     /* what has room need not come */
     for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_batch_send(&op->batch, op->announcement, GTCB_HEADER_BYTES, gtcb_peer(x, i), HEADER_TAG);
+        status = gtcb_batch_send(&op->batch, op->hello.data, op->hello.bytes, gtcb_peer(x, i), HEADER_TAG);
     return status ? transfer_failed(op, status) : GTCB_OK;
 }
 
@@ -156,6 +188,7 @@ void gtcb_op_start(gtcb_op *op)
         op->stage = GTCB_DONE;
         return;
     }
+    op->hello = (gtcb_span){op->announcement, GTCB_HEADER_BYTES};
     gtcb_status status = op->class->prepare(op);
     if (status)
         gtcb_op_fail(op, status, x->rank, "%s on rank %u, sequence %llu", gtcb_status_text(status), x->rank,

@@ -2,7 +2,7 @@
    result to all. A short array has no shards: every rank gets all parts and does the owner's sum itself. The
    order of the additions is the same, so the bits are too, whatever the number of ranks that own.
 
-   round 0    header and part of each shard, to its owner
+   round 0    header and part of each shard, to its owner; a very short array has come with the headers
    round 1    header and result in one, from each owner to all; long ones around the ring
 
    A rank that finds a part unsound still takes part in round 1, with a farewell in place of its result, so that
@@ -15,6 +15,12 @@ static bool is_direct(const gtcb_op *op)
 {
     const gtcb_exchange *x = op->exchange;
     return x->size == 1 || op->elements * gtcb_element_bytes(op->element) <= x->engine->settings.direct_bytes;
+}
+
+/* Then the array comes with the headers, and there is no other round. */
+static bool is_short(const gtcb_op *op)
+{
+    return is_direct(op) && gtcb_is_short(op->exchange, op->elements * gtcb_element_bytes(op->element));
 }
 
 static uint32_t shards(const gtcb_op *op) { return is_direct(op) ? 1 : op->exchange->size; }
@@ -30,6 +36,18 @@ static size_t part_bytes(const gtcb_op *op, uint32_t i) { return shard(op, i).co
 static size_t stride(const gtcb_op *op) { return GTCB_HEADER_BYTES + (part_bytes(op, 0) + 63) / 64 * 64; }
 static uint8_t *slot_of(gtcb_op *op, uint32_t rank) { return op->bodies.data + rank * stride(op); }
 
+static gtcb_status prepare_short(gtcb_op *op)
+{
+    gtcb_exchange *x = op->exchange;
+    gtcb_header h;
+    gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, op->element, op->array, op->elements, op->weight,
+                                               op->sequence, gtcb_pack_bucket(op->operation, op->element, op->bucket), x->rank,
+                                               op->announcement);
+    if (!status)
+        status = gtcb_read_header(op->announcement, &h);
+    return status ? status : gtcb_op_say(op, op->array, h.body_bytes);
+}
+
 /* The header that goes to all: a non-finite value is announced with its index in the whole array. The bodies travel
    as parts with checksums of their own, so the body checksum of this one is 0. */
 static gtcb_status prepare(gtcb_op *op)
@@ -38,6 +56,8 @@ static gtcb_status prepare(gtcb_op *op)
     if (gtcb_buffer_need(&op->own, (size_t)shards(op) * GTCB_HEADER_BYTES) ||
         gtcb_buffer_need(&op->bodies, stride(op) * x->size))
         return GTCB_NO_MEMORY;
+    if (is_short(op))
+        return prepare_short(op);
     gtcb_header announced = {.kind = GTCB_RAW, .element = (uint8_t)op->element, .elements = op->elements, .sent = op->weight,
                              .body_bytes = op->elements * gtcb_element_bytes(op->element), .sequence = op->sequence,
                              .bucket = gtcb_pack_bucket(op->operation, op->element, op->bucket), .sender = x->rank};
@@ -68,6 +88,11 @@ static gtcb_status begin(gtcb_op *op)
     gtcb_exchange *x = op->exchange;
     gtcb_status status = GTCB_OK;
     size_t expected = part_bytes(op, own_shard(op));
+    for (uint32_t r = 0; r < x->size && is_short(op); r++)
+        if (r != x->rank && expected)
+            memcpy(slot_of(op, r) + GTCB_HEADER_BYTES, gtcb_op_short_body(op, r, expected), expected);
+    if (is_short(op))
+        return GTCB_OK;
     for (uint32_t i = 1; i < x->size && expected && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
         status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);

@@ -20,8 +20,9 @@ from gtcbmuf.plan.network import Network
 
 # gtcbmuf.exchange has the same two: a shorter array is sent whole, not in shards;
 DIRECT_BYTES = 8192
-# with g ranks on a host, bodies between hosts from RING_BYTES / g² go around a ring
+# with g ranks on a host, bodies between hosts from RING_BYTES / (16 g - 15) go around a ring
 RING_BYTES = 1 << 18
+SHORT_BYTES = 2048  # of csrc/exchange/operation.c: shorter bodies come with the header
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Team:
         return math.ceil(self.size / self.per_host)
 
     def goes_around(self, longest: float) -> bool:
-        return self.size > 2 and self.outside > 0 and longest >= RING_BYTES // self.per_host**2
+        return self.size > 2 and self.outside > 0 and longest >= RING_BYTES // (16 * self.per_host - 15)
 
     def crossings(self, body: float) -> int:
         """Of a body [bytes] of every rank to all others: so many pass the card of a host, one way; with
@@ -80,12 +81,16 @@ class Cost:
 
 
 def allgather(network: Network, team: Team, body: float) -> Cost:
-    """Headers to all; then each rank's body [bytes] to all. Encoded gradients travel so."""
+    """Headers to all, with a short body; then each rank's body [bytes] to all. Encoded gradients travel so."""
+    if body <= SHORT_BYTES:
+        return _round(network, team, HEADER_BYTES + body)
     return _round(network, team, HEADER_BYTES) + _to_all(network, team, body)
 
 
 def allreduce(network: Network, team: Team, array: float) -> Cost:
-    """An array [bytes]: headers; a part of each shard to its owner; each result to all."""
+    """An array [bytes]: headers, with a short array; a part of each shard to its owner; each result to all."""
+    if array <= SHORT_BYTES:
+        return _round(network, team, HEADER_BYTES + array)
     headers = _round(network, team, HEADER_BYTES)
     if array <= DIRECT_BYTES:
         return headers + _round(network, team, HEADER_BYTES + array)

@@ -115,7 +115,7 @@ def _slowest(exchange, seconds: float) -> float:
 def link(exchange, team: Team) -> Link:
     """By allgathers, small and large, of the ranks of `exchange`, which are as `team` says.
 
-    Latency is half of a small allgather, which has two rounds.
+    Latency is that of a small allgather, which has one round; a large one has two.
     """
     latency, array, seconds = _allgathers(exchange)
     return Link(team.crossings(array) * array / seconds, latency)
@@ -143,8 +143,8 @@ def _allgathers(exchange) -> tuple[float, int, float]:
         median = _median(lambda: gather(array), repeats, lambda: _meet(exchange))
         return _slowest(exchange, median)
 
-    both = seconds(small, SMALL_REPEATS)
-    return both / 2, len(large), max(seconds(large, REPEATS) - both, 1e-9)
+    latency = seconds(small, SMALL_REPEATS)
+    return latency, len(large), max(seconds(large, REPEATS) - 2 * latency, 1e-9)
 
 
 @dataclass(frozen=True)

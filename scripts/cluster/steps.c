@@ -1,12 +1,13 @@
 /* Steps of a strategy in a simulated cluster: the library's own exchange (csrc/), linked with SimGrid's MPI and driven
    without its thread. Computation and the CPU's work on messages are simulated waits; every byte is moved.
 
-   steps METHOD ELEMENTS BUCKETS BODY STEP PERIOD GROUP BLOCKS ENCODE DECODE REDUCE PER_HOST RING
+   steps METHOD ELEMENTS BUCKETS BODY STEP PERIOD GROUP WARM_UP ENCODE DECODE REDUCE PER_HOST RING
 
    BODY: bytes of an encoded bucket; STEP [s]; ENCODE, REDUCE [elements/s]; DECODE [s for a message of one bucket].
-   PER_HOST: ranks; RING: bytes, as gtcbmuf.exchange has it.
+   WARM_UP: blocks before the one that is counted; PER_HOST: ranks; RING: bytes, as gtcbmuf.exchange has it.
    Rank 0 prints the simulated seconds of a step, and the bytes that rank 0 and all ranks sent in a step. */
 #include <mpi.h>
+#include <simgrid/engine.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,47 +25,89 @@
 /* -- the MPI of the exchange -----------------------------------------------------------------------
 
    A request of the exchange is the number of one of ours. Its test only looks; time passes in wait_for_any, which blocks
-   in MPI until something has arrived. So simulated time does not depend on how often anybody asks. */
+   in MPI until something has arrived. So simulated time does not depend on how often anybody asks.
 
-enum { REQUESTS = 1 << 16 };
-static MPI_Request requests[REQUESTS];
-static char in_use[REQUESTS], finished[REQUESTS];
-static int highest, next_free, untold;     /* untold: finished, but not tested since */
+   What goes one way between two ranks with one tag is a lane: it arrives in order, as on a connection. A ring posts a
+   receive for every other rank on one lane; SimGrid searches all that a rank has posted at each end, so it gets the
+   first few of a lane only, and only the first is waited for. */
 
-static int new_request(void *out, MPI_Request **request)
+enum { REQUESTS = 1 << 16, AHEAD = 4 };
+static struct request {
+    MPI_Request mpi;
+    void *data;
+    int count;
+    MPI_Datatype type;
+    char in_use, begun, finished;
+    int next;                              /* in the lane; -1: the last */
+} requests[REQUESTS];
+static int next_free, untold;              /* untold: finished, but not tested since */
+
+static struct lane {
+    gtcb_handle comm;
+    int peer, tag, first, last, ahead;     /* ahead: begun, not finished */
+    bool sends;
+} lanes[REQUESTS];
+static int lane_count;
+
+/* What the lane may begin. A send begins at once: whoever sends has nothing to wait for. */
+static void begin(struct lane *lane)
 {
-    while (in_use[next_free])
+    for (int i = lane->first; i >= 0 && (lane->sends || lane->ahead < AHEAD); i = requests[i].next) {
+        struct request *r = &requests[i];
+        if (r->begun)
+            continue;
+        if (lane->sends)
+            MPI_Isend(r->data, r->count, r->type, lane->peer, lane->tag, (MPI_Comm)lane->comm, &r->mpi);
+        else
+            MPI_Irecv(r->data, r->count, r->type, lane->peer, lane->tag, (MPI_Comm)lane->comm, &r->mpi);
+        r->begun = 1;
+        lane->ahead++;
+    }
+}
+
+static struct lane *find_lane(bool sends, int peer, int tag, gtcb_handle comm)
+{
+    for (int k = lane_count - 1; k >= 0; k--)
+        if (lanes[k].peer == peer && lanes[k].tag == tag && lanes[k].sends == sends && lanes[k].comm == comm)
+            return &lanes[k];
+    lanes[lane_count] = (struct lane){.comm = comm, .peer = peer, .tag = tag, .first = -1, .sends = sends};
+    return &lanes[lane_count++];
+}
+
+static int post(struct request what, bool sends, int peer, int tag, gtcb_handle comm, void *out)
+{
+    while (requests[next_free].in_use)
         next_free = (next_free + 1) % REQUESTS;
-    in_use[next_free] = 1;
-    finished[next_free] = 0;
-    *request = &requests[next_free];
+    what.in_use = 1, what.next = -1;
+    requests[next_free] = what;
+    struct lane *lane = find_lane(sends, peer, tag, comm);
+    if (lane->first < 0)
+        lane->first = next_free;
+    else
+        requests[lane->last].next = next_free;
+    lane->last = next_free;
     *(int *)out = next_free;
-    if (next_free >= highest)
-        highest = next_free + 1;
+    begin(lane);
     return MPI_SUCCESS;
 }
 
 static int isend(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *out)
 {
-    MPI_Request *request;
-    new_request(out, &request);
-    return MPI_Isend(data, count, (MPI_Datatype)type, peer, tag, (MPI_Comm)comm, request);
+    return post((struct request){.data = (void *)data, .count = count, .type = (MPI_Datatype)type}, true, peer, tag, comm, out);
 }
 
 static int irecv(void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *out)
 {
-    MPI_Request *request;
-    new_request(out, &request);
-    return MPI_Irecv(data, count, (MPI_Datatype)type, peer, tag, (MPI_Comm)comm, request);
+    return post((struct request){.data = data, .count = count, .type = (MPI_Datatype)type}, false, peer, tag, comm, out);
 }
 
 static int test(void *which, int *flag, void *status)
 {
     (void)status;
-    int i = *(int *)which;
-    *flag = finished[i];
-    if (finished[i])
-        in_use[i] = 0, next_free = i, untold--;
+    struct request *r = &requests[*(int *)which];
+    *flag = r->finished;
+    if (r->finished)
+        r->in_use = 0, next_free = *(int *)which, untold--;
     return MPI_SUCCESS;
 }
 
@@ -75,26 +118,38 @@ static int iprobe(int peer, int tag, gtcb_handle comm, int *flag, void *status) 
     return MPI_SUCCESS;
 }
 
+/* For one at a time where there are few: SimGrid keeps what ends in a wait for some in a list that it searches. */
 static void wait_for_any(void)
 {
     static MPI_Request pending[REQUESTS];
-    static int numbers[REQUESTS], done[REQUESTS];
-    int count = 0, found = 0;
-    for (int i = 0; i < highest; i++)
-        if (in_use[i] && !finished[i]) {
-            numbers[count] = i;
-            pending[count++] = requests[i];
-        }
-    CHECK(count > 0);
-    MPI_Waitsome(count, pending, &found, done, MPI_STATUSES_IGNORE);
-    for (int k = 0; k < found; k++)
-        finished[numbers[done[k]]] = 1;
+    static int done[REQUESTS];
+    enum { FEW = 8 };
+    int found = 1;
+    CHECK(lane_count > 0);
+    for (int k = 0; k < lane_count; k++)
+        pending[k] = requests[lanes[k].first].mpi;
+    if (lane_count > FEW)
+        MPI_Waitsome(lane_count, pending, &found, done, MPI_STATUSES_IGNORE);
+    else
+        MPI_Waitany(lane_count, pending, done, MPI_STATUS_IGNORE);
     untold += found;
+    for (int i = 0; i < found; i++) {
+        struct lane *lane = &lanes[done[i]];
+        requests[lane->first].finished = 1;
+        lane->first = requests[lane->first].next;
+        lane->ahead--;
+        begin(lane);
+    }
+    int count = lane_count;
+    lane_count = 0;
+    for (int k = 0; k < count; k++)
+        if (lanes[k].first >= 0)
+            lanes[lane_count++] = lanes[k];
 }
 
 static int comm_size(gtcb_handle comm, int *size) { return MPI_Comm_size((MPI_Comm)comm, size); }
 static int comm_rank(gtcb_handle comm, int *rank) { return MPI_Comm_rank((MPI_Comm)comm, rank); }
-static double now(void) { return MPI_Wtime(); }
+static double now(void) { return simgrid_get_clock(); }
 
 /* -- a rank -------------------------------------------------------------------------------------------- */
 
@@ -103,7 +158,7 @@ static gtcb_engine *engine;
 static struct {
     const char *method;
     double elements, body, step, encode, decode, reduce;
-    int buckets, period, group, blocks, per_host;
+    int buckets, period, group, warm_up, per_host;
     size_t ring;
 } job;
 
@@ -213,10 +268,10 @@ static void read_job(char **word)
 {
     job.method = word[1];
     job.elements = atof(word[2]), job.buckets = atoi(word[3]), job.body = atof(word[4]), job.step = atof(word[5]);
-    job.period = atoi(word[6]), job.group = atoi(word[7]), job.blocks = atoi(word[8]);
+    job.period = atoi(word[6]), job.group = atoi(word[7]), job.warm_up = atoi(word[8]);
     job.encode = atof(word[9]), job.decode = atof(word[10]), job.reduce = atof(word[11]);
     job.per_host = atoi(word[12]), job.ring = (size_t)atof(word[13]);
-    CHECK(job.buckets <= 256 && job.blocks >= 1 && job.period >= 1);
+    CHECK(job.buckets <= 256 && job.period >= 1);
 }
 
 int main(int count, char **words)
@@ -243,13 +298,13 @@ int main(int count, char **words)
     model = calloc((size_t)job.elements, sizeof *model);
     update = is("hybrid") ? calloc((size_t)job.elements, sizeof *update) : NULL;
     message = calloc((size_t)job.body + 1, 1);
-    block_of_steps();
+    MPI_Barrier(MPI_COMM_WORLD);
+    for (int b = 0; b < job.warm_up; b++)
+        block_of_steps();
     MPI_Barrier(MPI_COMM_WORLD);
     uint64_t before = sent();
-    double step = 0, slowest;
-    for (int b = 0; b < job.blocks; b++)
-        step += block_of_steps() / job.blocks;
-    double bytes = (double)(sent() - before) / (job.period * job.blocks), total;
+    double step = block_of_steps(), slowest;
+    double bytes = (double)(sent() - before) / job.period, total;
     MPI_Reduce(&step, &slowest, 1, MPI_DOUBLE, MPI_MAX, 0, MPI_COMM_WORLD);
     MPI_Reduce(&bytes, &total, 1, MPI_DOUBLE, MPI_SUM, 0, MPI_COMM_WORLD);
     if (rank == 0)
