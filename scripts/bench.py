@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import codec, counts
+from benchmarks import codec, counts, exchange
 
 from gtcbmuf.errors import GtcbmufError
 
@@ -13,6 +13,7 @@ from gtcbmuf.errors import GtcbmufError
 PARTS = {
     "codec": ("packing, unpacking and size, beside other codecs", codec.options, codec.run),
     "counts": ("instructions of the codec, against the reference", counts.options, counts.run),
+    "exchange": ("allgathers, beside a bare ring and MPI's own", exchange.options, exchange.run),
 }
 
 

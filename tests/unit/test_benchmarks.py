@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench
-from benchmarks import build, codec, counts, files, gradients, packing, peers, tables, timing, unpacking
+from benchmarks import build, codec, counts, exchange, files, gradients, packing, peers, tables, timing, unpacking
 from benchmarks.library import Library
 
 from gtcbmuf.errors import GtcbmufError, SettingsError
@@ -80,6 +80,15 @@ def test_who_is_ahead(other, ahead):
     said = tables.verdict(record, "cpu")
     assert ("Smaller and faster: x." in said) == bool(ahead["decode_add"])
     assert ("Smaller: none." in said) == (other["bytes"] == 1250)
+
+
+def test_the_table_of_exchanges_has_medians_of_factors():
+    seconds = {"whole": [0.002, 0.004, 0.009], "ring": [0.001, 0.004, 0.003], "mpi": [0.003, 0.002, 0.003],
+               "buckets": [0.01, 0.02, 0.09]}  # fmt: skip
+    content = {"runs": [{"link": "1gbit", "ranks": 4, "per_host": 1, "records": [{"body": 4000, "seconds": seconds}]}]}
+    head, _, row = exchange.table(content).splitlines()
+    assert row == "| 1gbit | 4 | 4 | 4.00 | 3.00 | 3.00 | 20.00 | 2.00 | 1.00 | 5.0 |"
+    assert head.endswith("| library / ring | MPI / ring | buckets / whole |")
 
 
 @pytest.mark.parametrize("change, match", [

@@ -1,0 +1,94 @@
+"""scripts/bench exchange: allgathers of the library beside a bare ring and MPI's own, on this machine and over links."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+from links.hosts import Hosts, LinksError, check_machine
+
+from gtcbmuf.errors import SettingsError
+from gtcbmuf.plan import inputs
+
+from . import files, tables
+
+PART = "exchange"
+RANK = Path(__file__).with_name("exchange_rank.py")
+HERE = "this machine"
+WAYS = {"whole": "the library", "ring": "bare ring", "mpi": "MPI_Iallgather", "buckets": "in buckets"}
+
+
+def options(add) -> None:
+    numbers = lambda text: [int(float(x)) for x in text.split(",")]
+    add("--ranks", type=numbers, default="2,4", help="on this machine (2,4)")
+    add("--rates", default="", help="of links between 4 hosts, as tc writes them: 1gbit,100mbit; needs root, ip and tc")
+    add("--per-host", type=numbers, default="1,2", help="ranks on each of these hosts (1,2)")
+    add("--bodies", type=numbers, default="4e3,4e4,3e5,2e6", help="bytes of each rank (4e3,4e4,3e5,2e6)")
+    add("--buckets", type=int, default=64, help="in which the same bytes go as well (64)")
+    add("--rounds", type=int, default=15, help="of which the medians are (15)")
+    add("--save", type=Path, help="write the results here")
+    add("--force", action="store_true", help="replace that file if it exists")
+    add("--table", type=Path, help="print the tables of a saved file, and measure nothing")
+
+
+def command(o) -> list[str]:
+    job = {"bodies": o.bodies, "buckets": o.buckets, "rounds": o.rounds}
+    return [sys.executable, "-P", str(RANK), json.dumps(job)]
+
+
+def here(ranks: int, line: list[str]) -> str:
+    mpirun = Path(sys.executable).with_name("mpirun")
+    done = subprocess.run([str(mpirun if mpirun.exists() else "mpirun"), "-n", str(ranks), *line], capture_output=True,
+                          text=True, check=False)  # fmt: skip
+    if done.returncode != 0:
+        raise SettingsError(f"{ranks} ranks failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def measure(o) -> dict:
+    runs, line = [], command(o)
+    for ranks in o.ranks:
+        runs.append({"link": HERE, "per_host": ranks, **json.loads(here(ranks, line).splitlines()[-1])})
+    for rate in o.rates.split(",") if o.rates else []:
+        with Hosts(4, rate) as hosts:
+            for per_host in o.per_host:
+                found = json.loads(hosts.mpirun(per_host, line).splitlines()[-1])
+                runs.append({"link": rate, "per_host": per_host, **found})
+    return {"buckets": o.buckets, "rounds": o.rounds, "runs": runs}
+
+
+def table(content: dict) -> str:
+    """Milliseconds, medians over rounds of the slowest rank; factors are medians of a round's factor."""
+    lines = []
+    for run in content["runs"]:
+        for record in run["records"]:
+            seconds = record["seconds"]
+            ratio = lambda a, b, seconds=seconds: statistics.median(x / y for x, y in zip(seconds[a], seconds[b]))
+            times = [f"{1e3 * statistics.median(seconds[way]):.2f}" for way in WAYS]
+            lines.append([run["link"], str(run["ranks"]), f"{record['body'] / 1e3:g}", *times,
+                          f"{ratio('whole', 'ring'):.2f}", f"{ratio('mpi', 'ring'):.2f}",
+                          f"{ratio('buckets', 'whole'):.1f}"])  # fmt: skip
+    columns = ["link", "ranks", "kB a rank", *(f"{name} [ms]" for name in WAYS.values()), "library / ring", "MPI / ring",
+               "buckets / whole"]  # fmt: skip
+    return tables.rows(columns, lines)
+
+
+def run(o) -> None:
+    """The command."""
+    if o.table:
+        print(table(files.load(o.table, PART)))
+        return
+    if o.save:
+        inputs.check_free(o.save, o.force)
+    try:
+        if o.rates:
+            check_machine()
+        content = measure(o)
+    except LinksError as error:
+        raise SettingsError(str(error)) from error
+    print(table(content))
+    if o.save:
+        files.save(o.save, PART, content)
