@@ -35,7 +35,8 @@ class NonFiniteError(GtcbmufError):
 
 
 class FileError(GtcbmufError):
-    """A file is damaged, of another version or of another run; says which, and the cure."""
+    """A file is damaged, of another version or of another run, or could not be read or written; says
+    which, and the cure."""
 
 
 class DeadlineError(GtcbmufError):

@@ -26,6 +26,7 @@ class _Runtime:
     local_size: int
     engine: Any
     world: Any
+    beside: Any = None
     exchanges: list = field(default_factory=list)  # (exchange, its communicator)
     groups: dict = field(default_factory=dict)
     keyval: int | None = None  # of the attribute by which MPI_Finalize tells us
@@ -238,6 +239,15 @@ def engine():
 def world():
     """The exchange of all ranks."""
     return _get().world
+
+
+def beside():
+    """Another exchange of all ranks, for what must not move world()'s sequence number, on which the bits
+    of capped messages depend. All ranks must ask for it together; it is the same one each time."""
+    runtime = _get()
+    if runtime.beside is None:
+        runtime.beside = _open(runtime, runtime.comm.Dup(), range(runtime.comm.size))
+    return runtime.beside
 
 
 def without_ring():

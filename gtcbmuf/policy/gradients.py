@@ -90,7 +90,7 @@ class GradientExchange:
         capped = any(lane.cap is not None for lane in self.lanes)
         return {
             "lanes": [lane.state() for lane in self.lanes],
-            "sequence": self.exchange.sequence if capped else None,
+            "sequence": max(self.exchange.sequence, self._sequence or 0) if capped else None,
         }
 
     def load(self, state: dict[str, Any]) -> None:

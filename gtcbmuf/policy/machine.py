@@ -202,26 +202,30 @@ class Machine:
         """What state_dict() copies: its own arrays, not copies."""
         return {
             "version": STATE_VERSION,
-            **self._identity(),
+            **self.identity(),
             "steps": self.steps,
             "gradients": self._gradients and self._gradients.state(),
             "blocks": self._blocks.state(),
         }
+
+    def check_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises MismatchError, saying what differs, unless load_state_dict would take it."""
+        if state.get("version") != STATE_VERSION:
+            raise MismatchError(
+                f"the state has version {state.get('version')}, this library reads {STATE_VERSION}"
+            )
+        for what, here in self.identity().items():
+            if state.get(what) != here:
+                raise MismatchError(f"the state is of {what} {state.get(what)}; here it is {here}")
+        check_like(state, {**self.state(), "blocks": None}, "it")
+        self._blocks.check_state(state["blocks"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes over a state_dict() of the same rank, world, strategy and parameters.
 
         Raises MismatchError, with no change, saying what differs.
         """
-        if state.get("version") != STATE_VERSION:
-            raise MismatchError(
-                f"the state has version {state.get('version')}, this library reads {STATE_VERSION}"
-            )
-        for what, here in self._identity().items():
-            if state.get(what) != here:
-                raise MismatchError(f"the state is of {what} {state.get(what)}; here it is {here}")
-        check_like(state, {**self.state(), "blocks": None}, "it")
-        self._blocks.check_state(state["blocks"])
+        self.check_state_dict(state)
         self.steps = state["steps"]
         if self._gradients is not None:
             self._gradients.load(state["gradients"])
@@ -229,7 +233,14 @@ class Machine:
         if self._started:
             self._resume()
 
-    def _identity(self) -> dict[str, Any]:
+    def restart_block(self, model: Model) -> None:
+        """After the state of another world was loaded: the running block begins anew at W_start."""
+        if self._blocks.begun and not self._blocks.finalized:
+            self._blocks.reopen(model)
+            model.at_block_boundary()
+
+    def identity(self) -> dict[str, Any]:
+        """Whose state it is; the same in a state that is loaded."""
         groups = self.groups
         return {
             "strategy": describe(self.strategy),

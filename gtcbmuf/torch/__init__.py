@@ -24,6 +24,7 @@ from gtcbmuf.torch.broadcasts import (
     broadcast_optimizer_state,
     broadcast_parameters,
 )
+from gtcbmuf.torch.checkpoint import Restored, restore, save
 from gtcbmuf.torch.model import TorchModel
 from gtcbmuf.torch.named import BMUFOptimizer, GTCOptimizer, HybridOptimizer
 from gtcbmuf.torch.optimizer import DistributedOptimizer
@@ -56,6 +57,7 @@ __all__ = [
     "Max",
     "Min",
     "ReduceOp",
+    "Restored",
     "Sum",
     "TorchModel",
     "allgather",
@@ -73,6 +75,8 @@ __all__ = [
     "local_rank",
     "local_size",
     "rank",
+    "restore",
+    "save",
     "shutdown",
     "size",
 ]

@@ -283,13 +283,19 @@ class DistributedOptimizer(Wrapper):
 
     def load_state_dict(self, state_dict: dict) -> None:
         """What state_dict gave; or a plain optimizer's, which leaves residuals, Δ and W alone."""
-        self._refuse_when_busy("load_state_dict()")
+        self._check_state_dict(state_dict)
         plain = {key: value for key, value in state_dict.items() if key != "gtcbmuf"}
         self.inner.load_state_dict(plain)
         if "gtcbmuf" in state_dict:
             own = state_dict["gtcbmuf"]
             self._worker.load_state_dict(state.to_numpy(own["worker"]))
             self._finalized = own["finalized"]
+
+    def _check_state_dict(self, state_dict: dict) -> None:
+        """Before anything is changed: may a state be loaded now, and does this rank's part of it fit?"""
+        self._refuse_when_busy("load_state_dict()")
+        if "gtcbmuf" in state_dict:
+            self._worker.check_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
 
     def remove_hooks(self) -> None:
         """Let go of the parameters: backward exchanges nothing any more, the inner optimizer is

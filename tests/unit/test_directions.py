@@ -17,6 +17,7 @@ ALLOWED = {
     "config": set(),
     "groups": set(),
     "launcher": set(),
+    "checkpoint": {""},  # for the version number
     "agreement": {"", "config"},  # "" for the version number
     "backends": {"_core"},
     "exchange": {"_core", "backends"},
@@ -24,9 +25,9 @@ ALLOWED = {
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
     "numpy": {"", "policy", "simulate"} | CORE - {"_core"},
-    "torch": {"", "policy"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "policy"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
-    "cli": {"", "policy", "plan"} | CORE,
+    "cli": {"", "checkpoint", "policy", "plan"} | CORE,
 }
 
 # C: each room may include its own headers and those named.

@@ -1,0 +1,30 @@
+"""Checkpoints on disk: a folder, complete or not there, whose files are what was written (docs/checkpoints.md).
+
+No framework in here, and bytes only: gtcbmuf.torch says what is in the files. Nothing that is read is executed.
+"""
+
+from gtcbmuf.checkpoint.folder import (
+    SHARED,
+    begin,
+    publish,
+    rank_file,
+    read,
+    sweep,
+    write,
+)
+from gtcbmuf.checkpoint.manifest import Manifest, exists, load
+from gtcbmuf.checkpoint.together import together
+
+__all__ = [
+    "SHARED",
+    "Manifest",
+    "begin",
+    "exists",
+    "load",
+    "publish",
+    "rank_file",
+    "read",
+    "sweep",
+    "together",
+    "write",
+]

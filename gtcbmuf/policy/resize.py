@@ -1,0 +1,45 @@
+"""The state of one world as that of another: other ranks, or other groups (docs/checkpoints.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def resized(
+    state: Mapping[str, Any], here: Mapping[str, Any], sums: Sequence[np.ndarray | None]
+) -> dict[str, Any]:
+    """rank 0's state_dict() of another world, as the state of a rank of this one.
+
+    here: Machine.identity() of that rank. sums: for each lane Σ r_i over the ranks i of the other
+    world, float64 [elements]; None for a lane without a residual.
+
+        r_j = float32( Σ_i r_i / M )        on each of the M ranks here
+
+    W, Δ and τ stay; the counters of the running block are 0 (it begins anew at W_start); a
+    controller's k̄, which counts what a group sends, goes with the group's size.
+    """
+    out = {**state, **{key: here[key] for key in ("strategy", "world size", "rank", "group size")}}
+    if state["gradients"] is not None:
+        grown = here["group size"] / state["group size"]
+        lanes = [
+            _lane(lane, total, here["world size"], grown)
+            for lane, total in zip(state["gradients"]["lanes"], sums, strict=True)
+        ]
+        out["gradients"] = {"lanes": lanes, "sequence": None}
+    if state["blocks"] is not None:
+        out["blocks"] = {**state["blocks"], "steps": 0, "samples": 0}
+    return out
+
+
+def _lane(lane: Mapping[str, Any], total, world_size: int, grown: float) -> dict[str, Any]:
+    if total is None:
+        return dict(lane)
+    average = lane["average_sent"]
+    return {
+        "residual": (total / world_size).astype(np.float32),
+        "threshold": lane["threshold"],
+        "average_sent": None if average is None else average * grown,
+    }
