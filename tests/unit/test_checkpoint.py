@@ -20,7 +20,7 @@ from gtcbmuf.torch import checkpoint
 from gtcbmuf.torch.tree import flatten, unflatten
 
 NO_DENSE = {"threshold": 0.01, "dense_below": 0}
-GTC = hvd.GTC(**NO_DENSE, max_message_bytes=90, density=0.1)
+GTC = hvd.GTC(**NO_DENSE, max_message_bytes=90, density=0.09)
 BLOCK = hvd.BMUF(sync_period=3)
 STRATEGIES = {
     "dense": (hvd.Dense(), [[0, 1]]),
@@ -144,7 +144,7 @@ def test_generators_are_left_alone_unless_asked_for(tmp_path):
 
 
 def test_a_run_can_go_back_to_its_own_checkpoint(tmp_path):
-    nets = virtual("mlp", "sgd", *STRATEGIES["hybrid"])
+    nets = virtual("mlp", "sgd", *STRATEGIES["flush"])
     train_virtual(nets, 4)
     save(tmp_path, nets)
     before = states(nets)
@@ -178,10 +178,11 @@ class Faults:
             self.left -= 1
             if self.left == 0 and not self.after:
                 raise self.error
-            result = function(*arguments, **settings)
-            if self.left == 0:
-                raise self.error
-            return result
+            try:
+                return function(*arguments, **settings)
+            finally:
+                if self.left == 0:
+                    raise self.error
 
         return operation
 
@@ -245,7 +246,8 @@ def test_no_space_at_any_operation_on_files(tmp_path, monkeypatch, after):
         assert "No space left" in str(errors[0])
         ranks.add(str(errors[0]).split(":")[0])
         assert restored(path) in wanted
-        assert len(os.listdir(path)) == 2 or "data-" not in str(os.listdir(path))
+        if not after:
+            assert len(os.listdir(path)) == 2
         assert save(path, new) == [None, None]
     assert ranks == {"rank 0 of 2", "rank 1 of 2"}
 
