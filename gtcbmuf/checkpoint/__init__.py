@@ -5,7 +5,9 @@ No framework in here, and bytes only: gtcbmuf.torch says what is in the files. N
 
 from gtcbmuf.checkpoint.folder import (
     SHARED,
+    TREE,
     begin,
+    check,
     publish,
     rank_file,
     read,
@@ -17,8 +19,10 @@ from gtcbmuf.checkpoint.together import together
 
 __all__ = [
     "SHARED",
+    "TREE",
     "Manifest",
     "begin",
+    "check",
     "exists",
     "load",
     "publish",

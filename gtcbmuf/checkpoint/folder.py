@@ -23,6 +23,7 @@ from gtcbmuf.checkpoint.manifest import FOLDER, MANIFEST, Manifest, exists, load
 from gtcbmuf.errors import FileError
 
 SHARED = "shared.safetensors"
+TREE = "tree"  # the tensor of a rank's file that is the JSON of all that is no tensor
 TEMPORARY = ".tmp"
 
 

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from gtcbmuf import __version__
-from gtcbmuf.cli import bench, doctor, plan, tune
-from gtcbmuf.errors import SettingsError
+from gtcbmuf.cli import bench, checkpoint, doctor, plan, tune
+from gtcbmuf.errors import FileError, SettingsError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,11 +15,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"gtcbmuf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (doctor, plan, bench, tune):
+    for command in (doctor, plan, bench, tune, checkpoint):
         command.add_to(commands)
     options = parser.parse_args(argv)
     try:
         return options.run(options)
-    except SettingsError as error:
+    except (FileError, SettingsError) as error:
         print(f"gtcbmuf {options.command}: {error}", file=sys.stderr)
         return 2

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from gtcbmuf import agreement, checkpoint, runtime
-from gtcbmuf.checkpoint import Manifest, rank_file, together
+from gtcbmuf.checkpoint import TREE, Manifest, rank_file, together
 from gtcbmuf.errors import FileError, GtcbmufError, MismatchError
 from gtcbmuf.policy.resize import resized
 from gtcbmuf.policy.strategy import describe
@@ -25,9 +25,6 @@ from gtcbmuf.torch.compare import check_model, check_optimizer, check_strategy
 from gtcbmuf.torch.optimizer import DistributedOptimizer
 from gtcbmuf.torch.tree import flatten, unflatten
 from gtcbmuf.torch.verbs import _bytes, _run
-
-TREE = "tree"  # the tensor of a rank's file that is its JSON
-
 
 class Restored(NamedTuple):
     """step, extra: as they were saved (of other ranks or groups: rank 0's extra).
