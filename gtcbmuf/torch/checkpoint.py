@@ -86,7 +86,7 @@ def _save(exchange, path, model, opt, step, extra, rng) -> Iterator[None]:
         _, told = yield from together(
             exchange, lambda: _write(path / folder, exchange.rank, tree, tensors, shared), dict
         )
-        files = {name: entry for entries in told for name, entry in entries.items()}
+        files = dict(sorted(item for entries in told for item in entries.items()))
         manifest = _manifest(opt, step, folder, files)
         yield from together(exchange, lambda: checkpoint.publish(path, manifest) if leads else None)
     except Exception:
@@ -267,10 +267,12 @@ def _apply(saved, model, opt, exact: bool) -> None:
 
 
 def _generators() -> dict[str, Any]:
+    of_numpy = np.random.get_state(legacy=False)
+    of_numpy["state"]["key"] = of_numpy["state"]["key"].astype(np.int64)  # torch < 2.3 has no uint32
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "numpy": np.random.get_state(legacy=False),
+        "numpy": of_numpy,
         "python": random.getstate(),
     }
 

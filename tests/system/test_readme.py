@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its marked examples run here as they stand.
+"""What the README and docs/checkpoints.md show is what happens: their marked examples run here as they stand.
 
 A fenced block is marked by a comment on the line before it:
 
@@ -37,7 +37,7 @@ def first_words(text):
     return [line.split()[0] for line in text.splitlines() if line.strip()]
 
 
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/checkpoints.md"])
 def test_the_examples_do_what_the_page_shows(page, tmp_path):
     found = blocks(ROOT / page)
     assert {"run"} < {mark for mark, _ in found}, "the page has no marked examples any more"

@@ -454,3 +454,14 @@ def test_trees_come_back_as_they_were():
     packed, tensors = flatten(tree)
     back = unflatten(json.loads(json.dumps(packed)), tensors.__getitem__)
     assert repr(back) == repr({**tree, 1: {"1": torch.zeros(2), 1: 3.0}})
+
+
+def test_the_generator_of_the_gpu_in_use_goes_along(tmp_path, monkeypatch):
+    run, state, loaded = [odd()], torch.arange(16, dtype=torch.uint8), []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", loaded.append)
+    assert save(tmp_path, run, rng=True) == [None]
+    restore(tmp_path, run)
+    assert len(loaded) == 1 and torch.equal(loaded[0], state)
