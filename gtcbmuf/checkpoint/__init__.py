@@ -1,6 +1,6 @@
-"""Checkpoints on disk: a folder, complete or not there, whose files are what was written (docs/checkpoints.md).
+"""Checkpoints on disk: a folder, complete or not there, whose files are what was written.
 
-No framework in here, and bytes only: gtcbmuf.torch says what is in the files. Nothing that is read is executed.
+No framework in here, and bytes only: gtcbmuf.torch says what is in the files (docs/checkpoints.md).
 """
 
 from gtcbmuf.checkpoint.folder import (

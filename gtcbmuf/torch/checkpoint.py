@@ -1,4 +1,4 @@
-"""save and restore: all that a run's next step depends on, of all ranks, in one folder (docs/checkpoints.md)."""
+"""save and restore: all that a run's next step depends on, in one folder (docs/checkpoints.md)."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from gtcbmuf.torch.compare import check_model, check_optimizer, check_strategy
 from gtcbmuf.torch.optimizer import DistributedOptimizer
 from gtcbmuf.torch.tree import flatten, unflatten
 from gtcbmuf.torch.verbs import _bytes, _run
+
 
 class Restored(NamedTuple):
     """step, extra: as they were saved (of other ranks or groups: rank 0's extra).

@@ -1,4 +1,4 @@
-"""Is it a checkpoint of this model, strategy and optimizer? Else MismatchError, naming the first difference."""
+"""Is a checkpoint of this model, strategy and optimizer? Else MismatchError names the first difference."""
 
 from __future__ import annotations
 

@@ -68,7 +68,6 @@ opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 opt = hvd.GTCOptimizer(opt, model.named_parameters(), threshold=1e-6)
 def step():
     opt.zero_grad(); model(torch.ones(1, 100)).sum().backward(); opt.step()
-opt_state = None
 hvd.broadcast_parameters(model.state_dict())
 hvd.save("{small}", model, opt, step=1)
 step()

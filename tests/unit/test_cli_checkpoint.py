@@ -1,7 +1,8 @@
 """gtcbmuf checkpoint inspect."""
 
 import pytest
-from test_checkpoint import STRATEGIES, rewritten, save
+from test_checkpoint import STRATEGIES, save
+from test_checkpoint_refusals import rewritten
 from torch_runs import train_virtual, virtual
 
 from gtcbmuf.cli import main
