@@ -162,8 +162,11 @@ class MpiExchange:
         weight = operator.index(weight)
         if not 0 <= weight < 1 << 64:
             raise ValueError(f"weight is {weight}; it must be from 0 to 2^64 - 1")
-        if _dtype_name(array) not in ("float32", "float64"):
-            raise TypeError(f"post_allreduce takes float32 or float64, found {array.dtype}")
+        if _dtype_name(array) not in ("float32", "float64", "bfloat16", "uint16"):
+            raise TypeError(
+                "post_allreduce takes float32, float64 or bfloat16 (NumPy: its bits in uint16), "
+                f"found {array.dtype}"
+            )
         return self._post("post_allreduce", array, weight, bool(mean), _bucket(bucket))
 
     def post_broadcast(self, array, *, root=0, bucket=0) -> Ticket:
@@ -175,7 +178,8 @@ class MpiExchange:
 
     def post_allgather(self, array, *, bucket=0) -> Ticket:
         """Every rank's array, of any length, to all."""
-        return self._post("post_allgather", array, _bucket(bucket), dtype=_dtype_name(array))
+        dtype = _dtype_name(array).replace("bfloat16", "uint16")
+        return self._post("post_allgather", array, _bucket(bucket), dtype=dtype)
 
     def _post(self, name, *arguments, dtype=None) -> Ticket:
         try:

@@ -37,6 +37,9 @@ def parse(argv=None):
     add("--block-momentum", type=float, help="BMUF and hybrid: η (1 - 1/participants)")
     add("--block-lr", type=float, help="BMUF and hybrid: ζ (1)")
     add("--classical", action="store_true", help="BMUF and hybrid: no Nesterov look-ahead")
+    add("--sync-dtype", choices=("bfloat16",), help="BMUF and hybrid: of the block deltas (float32)")
+    add("--sync-overlap", action="store_true", default=None,
+        help="BMUF and hybrid: a block's mean travels during the next one")
     add("--residuals", choices=("keep", "flush", "zero"), help="hybrid, at a block's end (keep)")
     add("--learning-rate", type=float, default=0.5, help="peak rate of one worker (0.5)")
     add("--scale", type=float, default=1.0, help="the workers' rate is so many times that (1)")
@@ -61,6 +64,7 @@ def parse(argv=None):
 # What a knob is if it is not given, and the strategies that have it.
 KNOBS = {"group_size": (16, ("hybrid",)), "threshold": (0.02, ("gtc", "hybrid")),
          "sync_period": (5, ("bmuf", "hybrid")), "block_momentum": (None, ("bmuf", "hybrid")),
+         "sync_dtype": (None, ("bmuf", "hybrid")), "sync_overlap": (None, ("bmuf", "hybrid")),
          "block_lr": (1.0, ("bmuf", "hybrid")), "residuals": ("keep", ("hybrid",))}  # fmt: skip
 
 
@@ -81,7 +85,8 @@ def _fill(parser, options):
 
 def make_strategy(options):
     block = lambda: BMUF(sync_period=options.sync_period, block_momentum=options.block_momentum,
-                         block_lr=options.block_lr, nesterov=not options.classical)  # fmt: skip
+                         block_lr=options.block_lr, nesterov=not options.classical,
+                         sync_dtype=options.sync_dtype, sync_overlap=bool(options.sync_overlap))  # fmt: skip
     gtc = lambda: GTC(threshold=options.threshold)
     make = {"one": Dense, "dense": Dense, "gtc": gtc, "bmuf": block,
             "hybrid": lambda: Hybrid(gtc(), block(), options.group_size, options.residuals)}  # fmt: skip

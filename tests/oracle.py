@@ -12,7 +12,7 @@ import struct
 import numpy as np
 
 F = np.float32
-RAW_TYPES = {"uint8": (1, "B"), "float32": (2, "f"), "float64": (3, "d")}
+RAW_TYPES = {"uint8": (1, "B"), "float32": (2, "f"), "float64": (3, "d"), "uint16": (4, "H")}  # bfloat16
 
 
 # -- accumulate, threshold, residual -------------------------------------------------------------
@@ -171,7 +171,7 @@ def shortest(signs, n):
 def raw(array, *, weight=1, sequence=0, bucket=0, sender=0):
     element, code = RAW_TYPES[array.dtype.name]
     for i, value in enumerate(array.tolist()):
-        if not math.isfinite(value):
+        if not math.isfinite(widen(value, "bfloat16") if code == "H" else value):
             return message(4, 1, element, len(array), i, sequence, bucket, sender, 0, b"")
     body = struct.pack(f"<{len(array)}{code}", *array.tolist())
     return message(4, 0, element, len(array), weight, sequence, bucket, sender, 0, body)

@@ -116,10 +116,11 @@ gtcb_element element_of(nb::dlpack::dtype d)
     if (d.lanes == 1 && d.code == (uint8_t) dtype_code::UInt && d.bits == 8) return GTCB_BYTES;
     if (d.lanes == 1 && d.code == (uint8_t) dtype_code::Float && d.bits == 32) return GTCB_FLOAT32;
     if (d.lanes == 1 && d.code == (uint8_t) dtype_code::Float && d.bits == 64) return GTCB_FLOAT64;
-    throw nb::type_error("the array must be uint8, float32 or float64; convert it, or view it as uint8");
+    if (d.lanes == 1 && d.code == (uint8_t) dtype_code::Bfloat && d.bits == 16) return GTCB_BFLOAT16;
+    if (d.lanes == 1 && d.code == (uint8_t) dtype_code::UInt && d.bits == 16) return GTCB_BFLOAT16;   // NumPy has no bfloat16
+    throw nb::type_error("the array must be uint8, float32, float64, or uint16 with the bits of bfloat16; convert it, or view it "
+                         "as uint8");
 }
-
-size_t element_size(gtcb_element element) { return element == GTCB_BYTES ? 1 : element == GTCB_FLOAT32 ? 4 : 8; }
 
 ByteArray own_bytes(uint8_t *data, size_t bytes)
 {

@@ -42,7 +42,6 @@ const float *residual_pointer(const ReadArray &array, uint64_t elements, const c
 void check_overlaps(const std::vector<gtcb_segment> &segments, gtcb_dtype dtype, const float *residual_in,
                     const float *residual_out, uint64_t elements);
 gtcb_element element_of(nb::dlpack::dtype dtype);
-size_t element_size(gtcb_element element);
 
 template <class Array> bool is_dtype(const Array &array, nb::dlpack::dtype_code code, int bits)
 {

@@ -70,7 +70,7 @@ static ByteArray raw(ReadArray array, uint64_t weight, uint64_t sequence, uint32
 {
     const gtcb_variant *variant = variant_named(variant_name);
     gtcb_element element = element_of(array.dtype());
-    size_t body = array.size() * element_size(element);
+    size_t body = array.size() * gtcb_raw_bytes(element);
     std::unique_ptr<uint8_t, void (*)(void *)> message((uint8_t *) std::malloc(GTCB_HEADER_BYTES + body), std::free);
     if (!message)
         throw std::bad_alloc();

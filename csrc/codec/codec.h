@@ -36,7 +36,7 @@ typedef enum gtcb_status {
 const char *gtcb_status_text(gtcb_status status);
 
 typedef enum gtcb_kind { GTCB_WORDS = 1, GTCB_PACKED = 2, GTCB_DENSE = 3, GTCB_RAW = 4 } gtcb_kind;
-typedef enum gtcb_element { GTCB_QUANTA = 0, GTCB_BYTES = 1, GTCB_FLOAT32 = 2, GTCB_FLOAT64 = 3 } gtcb_element;
+typedef enum gtcb_element { GTCB_QUANTA = 0, GTCB_BYTES = 1, GTCB_FLOAT32 = 2, GTCB_FLOAT64 = 3, GTCB_BFLOAT16 = 4 } gtcb_element;
 typedef enum gtcb_dtype { GTCB_F32 = 0, GTCB_BF16 = 1, GTCB_F16 = 2, GTCB_F64 = 3 } gtcb_dtype;   /* of gradients */
 
 #define GTCB_FLAG_NON_FINITE 1u
@@ -93,6 +93,9 @@ uint64_t gtcb_max_sent(uint64_t elements, uint64_t cap_bytes); /* largest m with
    residual_in apart from residual_out. Segments need the alignment of their dtype only. */
 gtcb_status gtcb_encode(const gtcb_variant *v, const gtcb_encode_job *job, const gtcb_executor *executor,
                         void *message, size_t capacity, size_t *message_bytes);
+
+/* Of an element of a raw message; 0: no such type. */
+size_t gtcb_raw_bytes(unsigned element);
 
 /* Header of a raw message for `body`; scans float bodies for NaN and infinity and announces them. */
 gtcb_status gtcb_write_raw_header(const gtcb_variant *v, gtcb_element element, const void *body, uint64_t elements,

@@ -33,16 +33,20 @@ void gtcb_write_header(const gtcb_header *h, uint8_t out[GTCB_HEADER_BYTES])
     gtcb_put32(out + HEADER_CHECKSUM, header_checksum(out));
 }
 
-static uint64_t element_bytes(unsigned element) { return element == GTCB_BYTES ? 1 : element == GTCB_FLOAT32 ? 4 : 8; }
+size_t gtcb_raw_bytes(unsigned element)
+{
+    static const uint8_t bytes[] = {[GTCB_BYTES] = 1, [GTCB_FLOAT32] = 4, [GTCB_FLOAT64] = 8, [GTCB_BFLOAT16] = 2};
+    return element < sizeof bytes ? bytes[element] : 0;
+}
 
 static bool raw_agrees(const gtcb_header *h)
 {
     bool announces = h->flags & GTCB_FLAG_NON_FINITE;
-    if (h->element < GTCB_BYTES || h->element > GTCB_FLOAT64 || gtcb_float_bits(h->threshold) != 0)
+    if (gtcb_raw_bytes(h->element) == 0 || gtcb_float_bits(h->threshold) != 0)
         return false;
     if (announces)
         return h->element != GTCB_BYTES && h->body_bytes == 0 && h->sent < h->elements;
-    return h->body_bytes == h->elements * element_bytes(h->element);
+    return h->body_bytes == h->elements * gtcb_raw_bytes(h->element);
 }
 
 static bool quanta_agree(const gtcb_header *h)
@@ -87,10 +91,20 @@ gtcb_status gtcb_read_header(const void *bytes, gtcb_header *out)
     return GTCB_OK;
 }
 
+/* Of bfloat16: the upper halves of float32. */
+static size_t non_finite_bf16(const uint16_t *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if ((values[i] & 0x7F80) == 0x7F80)
+            return i;
+    return GTCB_NONE;
+}
+
 static size_t first_non_finite(const gtcb_variant *v, gtcb_element element, const void *body, size_t first, size_t count)
 {
     size_t i = element == GTCB_FLOAT32 ? v->non_finite_f32((const float *)body + first, count)
-             : element == GTCB_FLOAT64 ? v->non_finite_f64((const double *)body + first, count) : GTCB_NONE;
+             : element == GTCB_FLOAT64 ? v->non_finite_f64((const double *)body + first, count)
+             : element == GTCB_BFLOAT16 ? non_finite_bf16((const uint16_t *)body + first, count) : GTCB_NONE;
     return i == GTCB_NONE ? GTCB_NONE : first + i;
 }
 
@@ -99,15 +113,15 @@ gtcb_status gtcb_write_raw_header(const gtcb_variant *v, gtcb_element element, c
                                   void *header_out)
 {
     if (v == NULL || header_out == NULL || (body == NULL && elements > 0) || elements > GTCB_MAX_ELEMENTS ||
-        (element != GTCB_BYTES && element != GTCB_FLOAT32 && element != GTCB_FLOAT64))
+        gtcb_raw_bytes(element) == 0)
         return GTCB_BAD_ARGUMENT;
     gtcb_header h = { .kind = GTCB_RAW, .element = (uint8_t)element, .elements = elements, .sent = weight,
-                      .body_bytes = elements * element_bytes(element), .sequence = sequence,
+                      .body_bytes = elements * gtcb_raw_bytes(element), .sequence = sequence,
                       .bucket = bucket, .sender = sender };
     const size_t tile = 32768;      /* scanned and summed while it is in the cache */
     for (size_t at = 0; at < elements; at += tile) {
-        size_t count = elements - at < tile ? elements - at : tile, bytes = count * element_bytes(element);
-        size_t bad = first_non_finite(v, element, body, at, count), before = at * element_bytes(element);
+        size_t count = elements - at < tile ? elements - at : tile, bytes = count * gtcb_raw_bytes(element);
+        size_t bad = first_non_finite(v, element, body, at, count), before = at * gtcb_raw_bytes(element);
         if (bad != GTCB_NONE) {
             h.flags = GTCB_FLAG_NON_FINITE;
             h.sent = bad;

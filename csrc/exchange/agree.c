@@ -12,11 +12,6 @@ uint32_t gtcb_pack_bucket(gtcb_operation operation, gtcb_element element, uint32
     return operation == GTCB_ENCODE ? bucket : (uint32_t)operation << 28 | (uint32_t)element << 24 | bucket;
 }
 
-size_t gtcb_element_bytes(gtcb_element element)
-{
-    return element == GTCB_BYTES ? 1 : element == GTCB_FLOAT32 ? 4 : 8;
-}
-
 static post post_of(const gtcb_header *h)
 {
     post p = {.bucket = h->bucket & (GTCB_BUCKETS - 1), .elements = h->elements, .sequence = h->sequence};
@@ -26,8 +21,8 @@ static post post_of(const gtcb_header *h)
     }
     p.operation = h->bucket >> 28;
     p.element = h->bucket >> 24 & 15;
-    if (p.operation == GTCB_BROADCAST || p.operation == GTCB_ALLGATHER)     /* these travel as bytes */
-        p.elements /= gtcb_element_bytes((gtcb_element)p.element);
+    if (gtcb_raw_bytes(p.element) && (p.operation == GTCB_BROADCAST || p.operation == GTCB_ALLGATHER))
+        p.elements /= gtcb_raw_bytes(p.element);                            /* these travel as bytes */
     if (p.operation == GTCB_BROADCAST)
         p.root = (uint32_t)h->sent;
     return p;
@@ -43,7 +38,7 @@ static const char *describe(const post *p, char *text, size_t bytes)
 {
     static const char *const names[] = {"post_encode", "post_allgather", "post_allreduce(mean=False)",
                                         "post_allreduce(mean=True)", "post_broadcast"};
-    static const char *const types[] = {"", " uint8", " float32", " float64"};
+    static const char *const types[] = {"", " uint8", " float32", " float64", " bfloat16"};
     if (p->operation >= sizeof names / sizeof *names) {
         snprintf(text, bytes, "operation %u", p->operation);
         return text;
@@ -54,7 +49,7 @@ static const char *describe(const post *p, char *text, size_t bytes)
     char elements[24] = "";
     if (p->operation != GTCB_ALLGATHER)                                     /* whose lengths may differ */
         snprintf(elements, sizeof elements, " %llu", (unsigned long long)p->elements);
-    snprintf(text, bytes, "%s of%s%s%s (bucket %u)", names[p->operation], elements, p->element < 4 ? types[p->element] : "",
+    snprintf(text, bytes, "%s of%s%s%s (bucket %u)", names[p->operation], elements, p->element < sizeof types / sizeof *types ? types[p->element] : "",
              root, p->bucket);
     return text;
 }

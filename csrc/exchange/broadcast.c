@@ -10,12 +10,12 @@
 static bool is_direct(const gtcb_op *op)
 {
     const gtcb_exchange *x = op->exchange;
-    return x->size <= 2 || op->elements * gtcb_element_bytes(op->element) <= x->engine->settings.direct_bytes;
+    return x->size <= 2 || op->elements * gtcb_raw_bytes(op->element) <= x->engine->settings.direct_bytes;
 }
 
 static gtcb_shard shard(const gtcb_op *op, uint32_t i)
 {
-    uint64_t bytes = op->elements * gtcb_element_bytes(op->element);
+    uint64_t bytes = op->elements * gtcb_raw_bytes(op->element);
     gtcb_shard all = {0, bytes}, none = {bytes, 0};
     return is_direct(op) ? (i == op->root ? all : none) : gtcb_shard_of(bytes, op->exchange->size, i);
 }
@@ -26,7 +26,7 @@ static uint8_t *shard_body(gtcb_op *op, uint32_t i) { return (uint8_t *)op->arra
 static gtcb_status prepare(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    uint64_t bytes = op->elements * gtcb_element_bytes(op->element);
+    uint64_t bytes = op->elements * gtcb_raw_bytes(op->element);
     if (gtcb_buffer_need(&op->own, (size_t)x->size * GTCB_HEADER_BYTES))
         return GTCB_NO_MEMORY;
     for (uint32_t i = 0; i < x->size && x->rank == op->root; i++) {

@@ -39,7 +39,7 @@ static gtcb_status prepare_encode(gtcb_op *op)
 static gtcb_status prepare_allgather(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    size_t bytes = op->elements * gtcb_element_bytes(op->element);
+    size_t bytes = op->elements * gtcb_raw_bytes(op->element);
     gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, op->array, bytes, 1, op->sequence,
                                                gtcb_pack_bucket(GTCB_ALLGATHER, op->element, op->bucket), x->rank,
                                                op->announcement);

@@ -29,7 +29,6 @@ typedef enum gtcb_operation {      /* of raw messages: bits 28 to 31 of the buck
 } gtcb_operation;
 
 uint32_t gtcb_pack_bucket(gtcb_operation operation, gtcb_element element, uint32_t bucket);
-size_t gtcb_element_bytes(gtcb_element element);
 /* Compares the headers of all ranks; fails the operation the same way on all of them. */
 gtcb_status gtcb_agree(gtcb_op *op);
 /* Is this the header of the part that `rank` owes? Fails the operation if not. */

@@ -71,7 +71,7 @@ static gtcb_status post_array(gtcb_exchange *x, gtcb_operation operation, gtcb_e
 gtcb_status gtcb_post_allreduce(gtcb_exchange *x, gtcb_element element, void *array, uint64_t elements, uint64_t weight,
                                 bool mean, uint32_t bucket, gtcb_op **out)
 {
-    if (element != GTCB_FLOAT32 && element != GTCB_FLOAT64)
+    if (element != GTCB_FLOAT32 && element != GTCB_FLOAT64 && element != GTCB_BFLOAT16)
         return GTCB_BAD_ARGUMENT;
     return post_array(x, mean ? GTCB_MEAN : GTCB_SUM, element, array, elements, weight, 0, bucket, out);
 }

@@ -1,5 +1,5 @@
-/* Allreduce. The owner of a shard adds all ranks' parts of it in float64, in rank order, rounds once, and sends the
-   result to all. A short array has no shards: every rank gets all parts and does the owner's sum itself. The
+/* Allreduce. The owner of a shard adds all ranks' parts of it in float64, in rank order, rounds once (to bfloat16 by way of
+   float32), and sends the result to all. A short array has no shards: every rank gets all parts and does the owner's sum itself. The
    order of the additions is the same, so the bits are too, whatever the number of ranks that own.
 
    round 0    header and part of each shard, to its owner; a very short array has come with the headers
@@ -14,13 +14,13 @@
 static bool is_direct(const gtcb_op *op)
 {
     const gtcb_exchange *x = op->exchange;
-    return x->size == 1 || op->elements * gtcb_element_bytes(op->element) <= x->engine->settings.direct_bytes;
+    return x->size == 1 || op->elements * gtcb_raw_bytes(op->element) <= x->engine->settings.direct_bytes;
 }
 
 /* Then the array comes with the headers, and there is no other round. */
 static bool is_short(const gtcb_op *op)
 {
-    return is_direct(op) && gtcb_is_short(op->exchange, op->elements * gtcb_element_bytes(op->element));
+    return is_direct(op) && gtcb_is_short(op->exchange, op->elements * gtcb_raw_bytes(op->element));
 }
 
 static uint32_t shards(const gtcb_op *op) { return is_direct(op) ? 1 : op->exchange->size; }
@@ -28,8 +28,8 @@ static uint32_t own_shard(const gtcb_op *op) { return is_direct(op) ? 0 : op->ex
 static gtcb_shard shard(const gtcb_op *op, uint32_t i) { return gtcb_shard_of(op->elements, shards(op), i); }
 
 static uint8_t *part_header(gtcb_op *op, uint32_t i) { return op->own.data + (size_t)i * GTCB_HEADER_BYTES; }
-static uint8_t *part(gtcb_op *op, uint32_t i) { return (uint8_t *)op->array + shard(op, i).first * gtcb_element_bytes(op->element); }
-static size_t part_bytes(const gtcb_op *op, uint32_t i) { return shard(op, i).count * gtcb_element_bytes(op->element); }
+static uint8_t *part(gtcb_op *op, uint32_t i) { return (uint8_t *)op->array + shard(op, i).first * gtcb_raw_bytes(op->element); }
+static size_t part_bytes(const gtcb_op *op, uint32_t i) { return shard(op, i).count * gtcb_raw_bytes(op->element); }
 
 /* A slot per rank: header and body of what it sends to this rank, first its part of the own shard, then the
    result of its shard. The own slot has the own result. */
@@ -59,7 +59,7 @@ static gtcb_status prepare(gtcb_op *op)
     if (is_short(op))
         return prepare_short(op);
     gtcb_header announced = {.kind = GTCB_RAW, .element = (uint8_t)op->element, .elements = op->elements, .sent = op->weight,
-                             .body_bytes = op->elements * gtcb_element_bytes(op->element), .sequence = op->sequence,
+                             .body_bytes = op->elements * gtcb_raw_bytes(op->element), .sequence = op->sequence,
                              .bucket = gtcb_pack_bucket(op->operation, op->element, op->bucket), .sender = x->rank};
     for (uint32_t i = 0; i < shards(op); i++) {
         gtcb_header h;
@@ -123,7 +123,18 @@ static void arrived(gtcb_op *op, uint32_t slot)
 
 /* -- the sum ------------------------------------------------------------------------------------------- */
 
-#define SUM(TYPE, name)                                                                                      \
+static float wide(uint16_t bfloat16) { return gtcb_from_bits((uint32_t)bfloat16 << 16); }
+
+/* To nearest, ties to even. A NaN (a mean without weight) keeps its upper half, in which it is one. */
+static uint16_t narrow(float x)
+{
+    uint32_t bits = gtcb_float_bits(x);
+    return (uint16_t)((x == x ? bits + 0x7FFF + (bits >> 16 & 1) : bits) >> 16);
+}
+
+#define SAME(x) (x)
+
+#define SUM(TYPE, name, FROM, ROUND, TO)                                                                     \
     static void name(gtcb_op *op, size_t first, size_t count, double divisor)                               \
     {                                                                                                        \
         double acc[SUM_BLOCK];                                                                               \
@@ -135,15 +146,16 @@ static void arrived(gtcb_op *op, uint32_t slot)
             const TYPE *x = (const TYPE *)from + first;                                                      \
             double weight = (double)weight_of(op, r);                                                        \
             for (size_t k = 0; k < count; k++)                                                               \
-                acc[k] += weight * (double)x[k];                                                             \
+                acc[k] += weight * (double)FROM(x[k]);                                                       \
         }                                                                                                    \
         TYPE *out = (TYPE *)(slot_of(op, me) + GTCB_HEADER_BYTES) + first;                                   \
         for (size_t k = 0; k < count; k++)                                                                   \
-            out[k] = (TYPE)(op->operation == GTCB_MEAN ? acc[k] / divisor : acc[k]);                         \
+            out[k] = TO((ROUND)(op->operation == GTCB_MEAN ? acc[k] / divisor : acc[k]));                    \
     }
 
-SUM(float, sum_f32)
-SUM(double, sum_f64)
+SUM(float, sum_f32, SAME, float, SAME)
+SUM(double, sum_f64, SAME, double, SAME)
+SUM(uint16_t, sum_bf16, wide, float, narrow)
 
 static void sum_block(void *context, size_t i)
 {
@@ -153,7 +165,7 @@ static void sum_block(void *context, size_t i)
     uint64_t weights = 0;
     for (uint32_t r = 0; r < op->exchange->size; r++)
         weights += weight_of(op, r);
-    (op->element == GTCB_FLOAT32 ? sum_f32 : sum_f64)(op, first, count, (double)weights);
+    (op->element == GTCB_FLOAT32 ? sum_f32 : op->element == GTCB_FLOAT64 ? sum_f64 : sum_bf16)(op, first, count, (double)weights);
 }
 
 static void add_parts(gtcb_op *op)

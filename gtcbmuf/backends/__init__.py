@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from gtcbmuf.backends.layout import (
+    BFLOAT16,
     BYTES,
     DENSE,
     FLOAT32,
@@ -26,6 +27,7 @@ from gtcbmuf.backends.layout import (
 from gtcbmuf.errors import SettingsError
 
 __all__ = [
+    "BFLOAT16",
     "BYTES",
     "DENSE",
     "FLOAT32",
@@ -73,7 +75,8 @@ class Codec(Protocol):
         self, array: np.ndarray, *, weight: int = 1, sequence: int = 0, bucket: int = 0,
         sender: int = 0,
     ) -> np.ndarray:  # fmt: skip
-        """The array as it is in a message: uint8, float32 or float64 [n] -> uint8 [64 + bytes].
+        """The array as it is in a message: uint8, float32, float64, or uint16 with the bits of
+        bfloat16 [n] -> uint8 [64 + bytes].
 
         `weight` (64 bits) is the header's `sent`. A float that is NaN or infinite is announced.
         The body of a message is message[HEADER_BYTES:].view(array.dtype).

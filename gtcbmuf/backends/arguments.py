@@ -11,7 +11,8 @@ from gtcbmuf.backends import layout
 
 DTYPES = ("float32", "float16", "float64", "bfloat16")
 _RAW_ELEMENTS = {
-    "uint8": layout.BYTES, "float32": layout.FLOAT32, "float64": layout.FLOAT64
+    "uint8": layout.BYTES, "float32": layout.FLOAT32, "float64": layout.FLOAT64,
+    "uint16": layout.BFLOAT16,  # its bits: NumPy has no such type
 }  # fmt: skip
 
 
@@ -60,12 +61,12 @@ def encode_job(
 
 
 def raw_element(array) -> int:
-    """The element type of a raw message for this array (uint8, float32 or float64 [n])."""
+    """The element type of a raw message for this array (uint8, uint16, float32 or float64 [n])."""
     _vector("array", array)
     if dtype_name(array.dtype) not in _RAW_ELEMENTS:
         raise TypeError(
-            f"array has dtype {array.dtype}; a raw message carries float32, float64, or bytes as "
-            "uint8: convert it, or view it as uint8"
+            f"array has dtype {array.dtype}; a raw message carries float32, float64, bfloat16 as "
+            "its bits in uint16, or bytes as uint8: convert it, or view it as uint8"
         )
     return _RAW_ELEMENTS[dtype_name(array.dtype)]
 

@@ -15,8 +15,8 @@ BLOCK = 1024  # sent elements in a block of the packed body
 MAX_ELEMENTS = 1 << 60
 MAX_WORDS_ELEMENTS = 1 << 31  # beyond, an index does not fit the 31 bits of a word
 WORDS, PACKED, DENSE, RAW = 1, 2, 3, 4  # kinds
-QUANTA, BYTES, FLOAT32, FLOAT64 = 0, 1, 2, 3  # element types
-ELEMENT_BYTES = {BYTES: 1, FLOAT32: 4, FLOAT64: 8}
+QUANTA, BYTES, FLOAT32, FLOAT64, BFLOAT16 = 0, 1, 2, 3, 4  # element types
+ELEMENT_BYTES = {BYTES: 1, FLOAT32: 4, FLOAT64: 8, BFLOAT16: 2}
 NON_FINITE = 1  # flag
 KIND_NAMES = {WORDS: "words", PACKED: "packed", DENSE: "dense", RAW: "raw"}
 
@@ -108,7 +108,7 @@ def _check_kind(h: Header) -> None:
         raise MessageError(f"kind is {h.kind}, not 1 to 4")
     if h.flags & ~NON_FINITE:
         raise MessageError(f"flags are {h.flags:#04x}; only bit 0 (non-finite) has a meaning")
-    if (h.kind == RAW) != (h.element in ELEMENT_BYTES) or h.element > FLOAT64:
+    if (h.kind == RAW) != (h.element in ELEMENT_BYTES) or h.element > BFLOAT16:
         raise MessageError(f"element type is {h.element}, which kind {h.kind} does not have")
     if h.kind == RAW and struct.pack("<f", h.threshold) != bytes(4):
         raise MessageError(f"threshold of a raw message is {h.threshold}, not 0")

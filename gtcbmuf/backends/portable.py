@@ -151,7 +151,8 @@ def raw(array, *, weight=1, sequence=0, bucket=0, sender=0):
         arguments.integer("sequence", sequence, 64), arguments.integer("bucket", bucket, 32),
         arguments.integer("sender", sender, 32), 0.0, 0,
     )  # fmt: skip
-    finite = element == layout.BYTES or np.isfinite(array)
+    dtype = "bfloat16" if element == layout.BFLOAT16 else "float64"
+    finite = element == layout.BYTES or np.isfinite(_gradient(array, dtype))
     if not np.all(finite):
         bad = int(np.argmin(finite))
         header = dataclasses.replace(header, flags=layout.NON_FINITE, sent=bad, body_bytes=0)

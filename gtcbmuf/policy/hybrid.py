@@ -15,14 +15,15 @@ import numpy as np
 
 from gtcbmuf import errors
 from gtcbmuf.errors import GtcbmufError, NonFiniteError, SettingsError
-from gtcbmuf.policy.bmuf import BMUF, Blocks, Sides
+from gtcbmuf.policy.blocks import Blocks
+from gtcbmuf.policy.bmuf import BMUF
 from gtcbmuf.policy.dense import dense
 from gtcbmuf.policy.gradients import GradientExchange
 from gtcbmuf.policy.gtc import GTC
 from gtcbmuf.policy.layout import Layout, Tensor
 from gtcbmuf.policy.machine import Machine
 from gtcbmuf.policy.strategy import Strategy, check_choice
-from gtcbmuf.policy.worker import Groups, Model, wait_all
+from gtcbmuf.policy.worker import Groups, Model, Ticket, wait_all
 
 NOTE_BYTES = 1024  # of what a leader tells its group about the exchange of the leaders
 
@@ -90,7 +91,7 @@ class GroupBlocks(Blocks):
         self, settings: Hybrid, layout: Layout, groups: Groups, gradients: GradientExchange
     ):
         leaders = [group[0] for group in groups.members]
-        super().__init__(settings.bmuf, layout, groups.world, leaders)
+        super().__init__(settings.bmuf, layout, groups.world, groups.inter, leaders)
         self.groups, self.gradients, self.residuals = groups, gradients, settings.residuals
 
     @property
@@ -103,35 +104,29 @@ class GroupBlocks(Blocks):
         if self.residuals == "zero":
             self.gradients.clear()
 
-    def _exchange(self, model: Model, samples: np.ndarray) -> Iterator[None]:
-        """G = Σ samples_j (W_j - W_start) / Σ samples_j over groups j; W and Δ to all ranks.
+    def _weight(self, samples: np.ndarray) -> int:
+        """Samples of the whole group."""
+        return int(samples[list(self.groups.members[self.groups.index])].sum())
+
+    def _arrive(self, sides: Sequence[Ticket]) -> Iterator[None]:
+        """G over groups into the leaders' filters; W and Δ to all ranks.
 
         Ranks that do not lead reach the same points as those that do.
         """
-        intra, inter = self.groups.intra, self.groups.inter
-        block = None
-        if inter is not None:
-            vector = self._local_delta(model)
-            weight = samples[list(self.groups.members[self.groups.index])].sum()
-            block = inter.post_allreduce(vector, weight=int(weight))
-        sides = Sides(model, self.world, int(samples[self.world.rank]))
-        yield
-        yield from self._share(self._outcome(block, sides))
-        if inter is not None:
-            self.filter.update(vector)
+        intra = self.groups.intra
+        yield from self._share(self._outcome(sides))
+        if self.mean is not None:
+            self.filter.update(self.mean.take())
         tickets = [intra.post_broadcast(self.filter.params),
                    intra.post_broadcast(self.filter.block_update, bucket=1)]  # fmt: skip
         yield
         wait_all(tickets)
-        sides.commit()
+        self.under_way = False
 
-    def _outcome(self, block, sides: Sides) -> GtcbmufError | None:
+    def _outcome(self, sides: Sequence[Ticket]) -> GtcbmufError | None:
         """What the exchanges raised. That of the leaders counts first; the others do not see it."""
         try:
-            if block is None:
-                wait_all(sides.tickets)
-            else:
-                self._wait(block, sides.tickets)
+            self._wait(sides if self.mean is None else [self.mean, *sides])
         except GtcbmufError as error:
             return error
         return None

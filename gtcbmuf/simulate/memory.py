@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 
 from gtcbmuf.policy import Worker
-from gtcbmuf.policy.bmuf import BMUF, BlockFilter
+from gtcbmuf.policy.blockfilter import BlockFilter
+from gtcbmuf.policy.bmuf import BMUF
 from gtcbmuf.policy.gradients import Lane
 from gtcbmuf.policy.gtc import GTCLane
 

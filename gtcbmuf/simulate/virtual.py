@@ -18,13 +18,15 @@ from gtcbmuf.backends import HEADER_BYTES, Codec, Header
 from gtcbmuf.backends.arguments import dtype_name
 from gtcbmuf.errors import DeadlineError, GtcbmufError, MismatchError, NonFiniteError
 from gtcbmuf.groups import Groups, form
+from gtcbmuf.policy import bfloat16
 from gtcbmuf.simulate.mismatch import describe_odd
 
 PART = 1 << 14  # elements of a sum that are worked on at a time
 MAX_BUCKET = 1 << 24
 OPERATIONS = {"post_encode": 0, "post_allgather": 1, "post_allreduce(mean=False)": 2,
               "post_allreduce(mean=True)": 3, "post_broadcast": 4}  # fmt: skip
-ELEMENTS = {"uint8": backends.BYTES, "float32": backends.FLOAT32, "float64": backends.FLOAT64}
+ELEMENTS = {"uint8": backends.BYTES, "float32": backends.FLOAT32, "float64": backends.FLOAT64,
+            "uint16": backends.BFLOAT16}  # fmt: skip
 
 
 def virtual_world(
@@ -93,8 +95,11 @@ class VirtualExchange:
         return self._post(_Post("post_encode", bucket, message))
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> VirtualTicket:
-        if array.dtype.name not in ("float32", "float64"):
-            raise TypeError(f"post_allreduce takes float32 or float64, found {array.dtype}")
+        if array.dtype.name not in ("float32", "float64", "uint16"):
+            raise TypeError(
+                "post_allreduce takes float32, float64 or bfloat16 (its bits in uint16), "
+                f"found {array.dtype}"
+            )
         name = f"post_allreduce(mean={bool(mean)})"
         return self._post_raw(name, array, array, weight=weight, bucket=bucket)
 
@@ -244,8 +249,10 @@ class _Operation:
     # -- one for each operation -----------------------------------------------------------------------
 
     def _reduce(self, posts: Sequence[_Post]) -> None:
-        """acc += weight · x in float64, ranks in order; rounded once, at the end."""
+        """acc += weight · x in float64, ranks in order; rounded once, at the end (to bfloat16 by way
+        of float32)."""
         dtype = posts[0].array.dtype
+        half = dtype == np.uint16
         weights = [np.float64(header.sent) for header in self.headers]
         total = np.float64(sum(header.sent for header in self.headers))
         bodies = [post.body.view(dtype) for post in posts]
@@ -253,10 +260,13 @@ class _Operation:
             part = slice(at, at + PART)
             acc, weighted = np.zeros((2, len(posts[0].array[part])), np.float64)
             for body, weight in zip(bodies, weights):
-                np.multiply(body[part], weight, out=weighted, dtype=np.float64)
+                values = bfloat16.widen(body[part]) if half else body[part]
+                np.multiply(values, weight, out=weighted, dtype=np.float64)
                 acc += weighted
             with np.errstate(invalid="ignore", over="ignore"):
-                result = (acc / total if posts[0].name.endswith("True)") else acc).astype(dtype)
+                result = acc / total if posts[0].name.endswith("True)") else acc
+                result = result.astype(np.float32 if half else dtype)
+            result = bfloat16.narrow(result) if half else result
             for array in _distinct(posts):
                 array[part] = result
 
@@ -300,16 +310,18 @@ def _describe(post: _Post, header: Header) -> str:
     """What must be the same on all ranks, for people."""
     text, elements = post.name, header.elements
     if post.array is not None:
-        elements = f"{len(post.array)} {post.array.dtype}"
-        if post.name == "post_allgather":
-            elements = post.array.dtype
+        dtype = "bfloat16" if post.array.dtype == np.uint16 else post.array.dtype
+        elements = dtype if post.name == "post_allgather" else f"{len(post.array)} {dtype}"
     root = f" from root {header.sent}" if post.name == "post_broadcast" else ""
     return f"{text} of {elements}{root} (bucket {post.bucket})"
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
     if dtype_name(array.dtype) not in ELEMENTS:
-        raise TypeError(f"an exchange takes uint8, float32 or float64, found {array.dtype}")
+        raise TypeError(
+            "an exchange takes uint8, float32, float64 or bfloat16 (its bits in uint16), "
+            f"found {array.dtype}"
+        )
     return array.view(np.uint8)
 
 

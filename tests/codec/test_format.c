@@ -166,8 +166,8 @@ static void check_raw(void)
     static double values[50000];
     uint8_t header[64];
     gtcb_header h;
-    static const size_t sizes[] = {0, 1, 4, 8};
-    for (unsigned element = GTCB_BYTES; element <= GTCB_FLOAT64; element++)
+    static const size_t sizes[] = {0, 1, 4, 8, 2};
+    for (unsigned element = GTCB_BYTES; element <= GTCB_BFLOAT16; element++)
         for (uint64_t n = 0; n <= 50000; n = n * 5 + 1) {
             CHECK(gtcb_write_raw_header(v, (gtcb_element)element, values, n, 5, 6, 7, 8, header) == GTCB_OK, "raw");
             CHECK(gtcb_read_header(header, &h) == GTCB_OK && h.kind == GTCB_RAW && h.element == element && h.elements == n &&
@@ -180,6 +180,10 @@ static void check_raw(void)
     CHECK(gtcb_write_raw_header(v, GTCB_FLOAT64, values, 50000, 5, 6, 7, 8, header) == GTCB_OK, "raw");
     CHECK(gtcb_read_header(header, &h) == GTCB_OK && h.flags == 1 && h.sent == 40001 && h.body_bytes == 0, "raw announces");
     CHECK(gtcb_validate(v, header, NULL, 0) == GTCB_OK, "announcement validates");
+    static uint16_t halves[40000];
+    halves[0] = 0x7F7F, halves[39000] = 0xFF80, halves[39001] = 0x7FC0;             /* largest, -infinity, NaN */
+    CHECK(gtcb_write_raw_header(v, GTCB_BFLOAT16, halves, 40000, 5, 6, 7, 8, header) == GTCB_OK, "raw");
+    CHECK(gtcb_read_header(header, &h) == GTCB_OK && h.flags == 1 && h.sent == 39000 && h.body_bytes == 0, "raw announces");
     CHECK(gtcb_write_raw_header(v, GTCB_BYTES, values, 400000, 5, 6, 7, 8, header) == GTCB_OK, "bytes are never NaN");
     CHECK(gtcb_read_header(header, &h) == GTCB_OK && h.flags == 0, "bytes are never NaN");
     CHECK(gtcb_write_raw_header(v, GTCB_QUANTA, values, 1, 0, 0, 0, 0, header) == GTCB_BAD_ARGUMENT, "element");

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from mpi4py import MPI
 
 from gtcbmuf.backends import portable
@@ -155,6 +156,32 @@ def test_allreduce_adds_in_rank_order_in_float64(exchange, n, dtype, mean):
     ticket.wait()
     assert mine.tobytes() == ordered_sum(arrays, weights, mean).tobytes()
     assert [header.sent for header in ticket.headers] == weights
+
+
+@pytest.mark.parametrize("n", [1, 7, 1000, 12_345, 100_003])
+@pytest.mark.parametrize("mean", [True, False])
+def test_allreduce_of_bfloat16_is_rounded_to_float32_and_to_bfloat16(exchange, n, mean):
+    exact = [torch.from_numpy(gradient(rank, n) * np.float32(10.0**rank)).bfloat16()
+             for rank in range(exchange.size)]  # fmt: skip
+    weights = [(3 * rank + 1) % 5 for rank in range(exchange.size)]
+    wide = ordered_sum([x.float().numpy() for x in exact], weights, mean)
+    mine = exact[exchange.rank].view(torch.uint16).numpy().copy()
+    ticket = exchange.post_allreduce(mine, weight=weights[exchange.rank], mean=mean)
+    ticket.wait()
+    expected = torch.from_numpy(wide).bfloat16().view(torch.uint16).numpy()
+    assert mine.tobytes() == expected.tobytes()
+    bodies = 2 * (exchange.size - 1) * 2 * n / exchange.size  # parts and results, 2 bytes each
+    assert n < 10_000 or ticket.bytes_sent == pytest.approx(bodies, abs=64 * 3 * exchange.size + 8)
+
+
+@pytest.mark.parametrize("at", [0, 9_999])
+def test_a_bfloat16_that_is_not_finite_is_refused_by_all(exchange, at):
+    mine = np.full(10_000, 0x3F80, np.uint16)
+    if exchange.rank == exchange.size - 1:
+        mine[at] = 0x7F80
+    with pytest.raises(NonFiniteError) as caught:
+        exchange.post_allreduce(mine).wait()
+    assert (caught.value.rank, caught.value.index) == (exchange.size - 1, at)
 
 
 def test_a_sum_may_overflow_and_is_the_same_on_all_ranks(exchange):

@@ -113,7 +113,7 @@ CRAFTED = [  # what is broken, the message, words of the error
     ("flag 128", craft(flags=129), "flags are 0x81"),
     ("element of quanta", craft(element=2), "element type is 2"),
     ("element of raw", craft(kind=4, element=0, n=0, threshold=0), "element type is 0"),
-    ("element 4", craft(kind=4, element=4, n=0, threshold=0), "element type is 4"),
+    ("element 5", craft(kind=4, element=5, n=0, threshold=0), "element type is 5"),
     ("elements", craft(n=2**60 + 1), "elements is 1152921504606846977"),
     ("threshold 0", craft(threshold=0), "threshold is 0"),
     ("threshold -1", craft(threshold=-1), "threshold is -1"),

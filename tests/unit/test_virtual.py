@@ -3,6 +3,7 @@
 import numpy as np
 import oracle
 import pytest
+import torch
 
 from gtcbmuf.backends import native_is_built, portable
 from gtcbmuf.errors import DeadlineError, MismatchError, NonFiniteError
@@ -73,7 +74,22 @@ def test_allreduce_is_a_sum_in_float64_rounded_once(dtype, mean, n):
     assert [h.sent for h in tickets[2].headers] == weights
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64])
+@pytest.mark.parametrize("mean", [True, False])
+@pytest.mark.parametrize("n", [1, 70_000])
+def test_allreduce_of_bfloat16_is_rounded_to_float32_and_to_bfloat16(mean, n):
+    exact, weights = [torch.from_numpy(v).bfloat16() for v in vectors(5, n)], [3, 0, 7, 1, 2**20]
+    arrays = [x.view(torch.uint16).numpy().copy() for x in exact]
+    acc = torch.zeros(n, dtype=torch.float64)
+    for x, weight in zip(exact, weights):
+        acc = acc + weight * x.double()
+    expected = (acc / sum(weights) if mean else acc).float().bfloat16().view(torch.uint16)
+    done([
+        x.post_allreduce(a, weight=w, mean=mean) for x, a, w in zip(exchanges(5), arrays, weights)
+    ])  # fmt: skip
+    assert all(a.tobytes() == expected.numpy().tobytes() for a in arrays)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.uint16])
 def test_broadcast_and_allgather(dtype):
     arrays = [np.full(6, r, dtype) for r in range(4)]
     ranks = exchanges(4)

@@ -1,0 +1,24 @@
+"""bfloat16, as uint16 arrays with its bits: NumPy has no such type. It is the upper half of a float32."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def narrow(array: np.ndarray) -> np.ndarray:
+    """float32 [n] to the nearest bfloat16, ties to even. A NaN keeps its upper half."""
+    bits = array.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += 0x7FFF
+    rounded *= ~np.isnan(array)
+    rounded += bits
+    rounded >>= 16
+    return rounded.astype(np.uint16)
+
+
+def widen(array: np.ndarray) -> np.ndarray:
+    """bfloat16 [n] as float32, exactly."""
+    bits = array.astype(np.uint32)
+    bits <<= 16
+    return bits.view(np.float32)

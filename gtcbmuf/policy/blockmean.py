@@ -1,0 +1,113 @@
+"""The mean of block deltas over participants, G = Σ n_i c_i / Σ n_i, and in what it travels."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gtcbmuf.policy import bfloat16
+from gtcbmuf.policy.worker import Exchange, Ticket
+
+
+class Parcel(NamedTuple):
+    """A block delta as it travels, and what rounding leaves behind."""
+
+    array: np.ndarray
+    error: np.ndarray | None = None
+
+
+class BlockMean:
+    """Of one participant, one block after the other. c_i travels in the model's dtype.
+
+    prepare a delta, post it, wait as for a ticket, take the mean; commit the parcel when it is
+    sure that no rank refuses the block.
+    """
+
+    def __init__(self, exchange: Exchange, elements: int, dtype: str):
+        self.exchange, self.elements, self.dtype = exchange, elements, np.dtype(dtype)
+        self._ticket: Ticket | None = None
+        self._array: np.ndarray | None = None  # what was posted; in it comes the mean
+
+    def prepare(self, delta: np.ndarray, weight: int) -> Parcel:
+        return Parcel(delta)
+
+    def post(self, parcel: Parcel, weight: int) -> None:
+        self._array = parcel.array
+        self._ticket = self.exchange.post_allreduce(self._array, weight=weight)
+
+    def wait(self, timeout: float | None = None) -> None:
+        if self._ticket is not None:  # None: loaded
+            self._ticket.wait(timeout)
+
+    def take(self) -> np.ndarray:
+        """G, the caller's from now on."""
+        mean, self._array, self._ticket = self._array, None, None
+        return mean
+
+    def commit(self, parcel: Parcel) -> None:
+        pass
+
+    def state(self, under_way: bool) -> dict[str, Any]:
+        """Waits for a mean that is under way, so that it is saved as it will be applied."""
+        if under_way:
+            self.wait()
+        return {"mean": self._array if under_way else None}
+
+    def like(self, under_way: bool) -> dict[str, Any]:
+        """What a state must be like."""
+        return {"mean": like(self.elements, self.dtype) if under_way else None}
+
+    def load(self, state: dict[str, Any]) -> None:
+        mean = state["mean"]
+        self._array, self._ticket = None if mean is None else mean.copy(), None
+
+
+class RoundedMean(BlockMean):
+    """bfloat16, with feedback of each participant's rounding error e_i, 0 at first.
+
+        t_i = c_i + e_i      s_i = bfloat16(t_i)      e_i ← t_i - s_i
+        G   = bfloat16( Σ n_i s_i / Σ n_i )
+
+    Error feedback: F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, "1-bit stochastic gradient descent and
+    its application to data-parallel distributed training of speech DNNs", Interspeech 2014.
+    """
+
+    def __init__(self, exchange: Exchange, elements: int, dtype: str):
+        super().__init__(exchange, elements, dtype)
+        self.error = np.zeros(elements, dtype)  # e_i
+
+    def prepare(self, delta: np.ndarray, weight: int) -> Parcel:
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by all
+            rest = delta + self.error
+            rounded = bfloat16.narrow(rest.astype(np.float32, copy=False))
+            rest -= bfloat16.widen(rounded)
+        return Parcel(rounded, rest if weight else self.error)  # without weight nothing is passed on
+
+    def take(self) -> np.ndarray:
+        return bfloat16.widen(super().take()).astype(self.dtype, copy=False)
+
+    def commit(self, parcel: Parcel) -> None:
+        self.error = parcel.error
+
+    def state(self, under_way: bool) -> dict[str, Any]:
+        return {**super().state(under_way), "error": self.error}
+
+    def like(self, under_way: bool) -> dict[str, Any]:
+        mean = like(self.elements, np.uint16) if under_way else None
+        return {"mean": mean, "error": like(self.elements, self.dtype)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        super().load(state)
+        self.error = state["error"].copy()
+
+
+def first_non_finite(array: np.ndarray) -> int:
+    """Its index; -1: there is none. uint16 is bfloat16."""
+    finite = np.isfinite(bfloat16.widen(array) if array.dtype == np.uint16 else array)
+    return -1 if finite.all() else int(finite.argmin())
+
+
+def like(elements: int, dtype) -> np.ndarray:
+    """An array [elements] of no size in memory, to compare with."""
+    return np.broadcast_to(np.zeros((), dtype), elements)

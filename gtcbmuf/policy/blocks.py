@@ -1,0 +1,287 @@
+"""Blocks of steps, and what happens at their ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from gtcbmuf.errors import NonFiniteError, SettingsError
+from gtcbmuf.policy.agreement import check_same, gather_integers
+from gtcbmuf.policy.blockfilter import BlockFilter
+from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite, like
+from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.state import check_like
+from gtcbmuf.policy.worker import Exchange, Model, Ticket, wait_all
+
+if TYPE_CHECKING:
+    from gtcbmuf.policy.bmuf import BMUF
+
+
+class Sides:
+    """What is synchronised beside the parameters: averages and counters of a model."""
+
+    def __init__(self, model: Model, exchange: Exchange, samples: int):
+        self.model, self.maxima = model, model.maximum()
+        averaged = model.averaged()
+        self.averages = [
+            exchange.post_allreduce(array, weight=samples, bucket=1 + i)
+            for i, array in enumerate(averaged)
+        ]
+        self.counters = [
+            exchange.post_allgather(array.view(np.uint8), bucket=1 + len(averaged) + i)
+            for i, array in enumerate(self.maxima)
+        ]
+
+    @property
+    def tickets(self) -> list[Ticket]:
+        return [*self.averages, *self.counters]
+
+    def commit(self) -> None:
+        for array, ticket in zip(self.maxima, self.counters):
+            np.maximum.reduce([other.view(np.int64) for other in ticket.arrays()], out=array)
+        self.model.restore()
+
+
+class Rows(NamedTuple):
+    """Of each rank, int64 [size]: closed blocks; steps and samples in the running one."""
+
+    blocks: np.ndarray
+    steps: np.ndarray
+    samples: np.ndarray
+
+
+class Blocks:
+    """Blocks of steps, in which every rank is a participant."""
+
+    whole_next = False
+    make_filter: Callable[..., BlockFilter] = BlockFilter  # (settings, participants, W)
+
+    def __init__(
+        self, settings: BMUF, layout: Layout, world: Exchange,
+        participants: Exchange | None, leaders: Sequence[int],
+    ):  # fmt: skip
+        self.settings, self.layout, self.world = settings, layout, world
+        self.participants = participants  # the exchange of ranks that take part in the mean; or None
+        self.leaders = leaders  # those ranks, of the world
+        self.filter: BlockFilter | None = None
+        self.mean: BlockMean | None = None  # of ranks that take part, once begun
+        self.origin: np.ndarray | None = None  # overlap: S_i, where this rank began the block
+        self.under_way = False  # overlap: the mean of the block before
+        self.steps = self.samples = 0  # of the running block
+        self.blocks = 0  # closed
+        self.finalized = False
+
+    @property
+    def begun(self) -> bool:
+        return self.filter is not None
+
+    @property
+    def global_params(self) -> np.ndarray | None:
+        return self.filter and self.filter.params
+
+    @property
+    def shared(self) -> list[np.ndarray]:
+        """What all ranks must have the same."""
+        return [self.filter.params, self.filter.block_update]
+
+    def begin(self, vector: np.ndarray) -> None:
+        """The model as all ranks have it becomes W; Δ is 0."""
+        self.filter = self.make_filter(self.settings, len(self.leaders), vector)
+        if self.participants is not None:
+            self.mean = self._make_mean()
+        if self.settings.sync_overlap:
+            self.origin, self.under_way = vector, False
+
+    def _make_mean(self) -> BlockMean:
+        make = RoundedMean if self.settings.sync_dtype == "bfloat16" else BlockMean
+        return make(self.participants, self.layout.elements, self.layout.vector_dtype)
+
+    def after_update(self, model: Model, samples: int) -> Iterator[None]:
+        """One more step in the block; the last one closes it. A refused one does not count."""
+        if self.steps + 1 == self.settings.sync_period:
+            rows = yield from self._meet(self.steps + 1, self.samples + samples)
+            yield from self._close(model, rows.samples)
+        else:
+            self.steps += 1
+            self.samples += samples
+
+    def finalize(self, model: Model) -> Iterator[None]:
+        """Takes part in blocks until all ranks are here; then W, not W_start, to the model.
+
+        So ranks may have taken different numbers of steps: who is here already takes part
+        with W_start and without weight in the blocks that others still close.
+        """
+        while True:
+            rows = yield from self._meet(self.steps, self.samples)
+            if not rows.steps.any():  # whoever comes from after_update has taken some
+                break
+            yield from self._close(model, rows.samples)
+        if self.under_way:
+            yield from self._arrive(())
+        model.write(self.filter.params)
+        self.finalized = True
+
+    def reopen(self, model: Model) -> None:
+        """After finalize: on from W_start, as if it had not been called."""
+        vector = self._start()
+        if self.settings.sync_overlap:
+            self.origin = vector
+        model.write(vector)
+        self.finalized = False
+
+    def _start(self) -> np.ndarray:
+        """W_start."""
+        vector = np.empty_like(self.filter.params)
+        self.filter.copy_start(vector)
+        return vector
+
+    def _meet(self, steps: int, samples: int) -> Generator[None, None, Rows]:
+        """What every rank brings to the end of a block."""
+        table = yield from gather_integers(self.world, [self.blocks, steps, samples])
+        rows = Rows(*table.T)
+        check_same(rows.blocks, "number of blocks done")
+        return rows
+
+    def _close(self, model: Model, samples: np.ndarray) -> Iterator[None]:
+        """samples: of each rank of the world, int64 [size]."""
+        if samples.sum() == 0:
+            raise SettingsError(
+                "no rank has seen a sample in this block, so there is no weighted mean of models: "
+                "pass samples > 0 on at least one rank, or None to count steps."
+            )
+        exchange = self._exchange_overlapped if self.settings.sync_overlap else self._exchange
+        yield from exchange(model, samples)
+        self.blocks += 1
+        self.steps = self.samples = 0
+        model.write(self._start() if self.origin is None else self.origin)
+        model.at_block_boundary()
+
+    def _exchange(self, model: Model, samples: np.ndarray) -> Iterator[None]:
+        """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
+        if self.mean is not None:
+            weight = self._weight(samples)
+            parcel = self.mean.prepare(self._local_delta(model), weight)
+            self.mean.post(parcel, weight)
+        sides = Sides(model, self.world, int(samples[self.world.rank]))
+        yield
+        yield from self._arrive(sides.tickets)
+        if self.mean is not None:
+            self.mean.commit(parcel)
+        sides.commit()
+
+    def _exchange_overlapped(self, model: Model, samples: np.ndarray) -> Iterator[None]:
+        """The mean of the block before, into the filter; S_i = W_start + c_i; c_i sets out.
+
+        What is not finite has to be found before it sets out.
+        """
+        delta, weight = self._local_delta(model), self._weight(samples)
+        parcel = Parcel(delta) if self.mean is None else self.mean.prepare(delta, weight)
+        sides = Sides(model, self.world, int(samples[self.world.rank]))
+        found = yield from gather_integers(self.world, [first_non_finite(parcel.array)])
+        self._check_finite(found[:, 0], sides.tickets)
+        if self.under_way:
+            yield from self._arrive(())
+        self.origin = self._start()
+        self.origin += delta
+        if self.mean is not None:
+            self.mean.post(parcel, weight)
+            self.mean.commit(parcel)
+        self.under_way = True
+        yield
+        sides.commit()
+
+    def _weight(self, samples: np.ndarray) -> int:
+        """Of this rank's participant in the mean."""
+        return int(samples[self.world.rank])
+
+    def _local_delta(self, model: Model) -> np.ndarray:
+        """c_i = W_i - W_start, or W_i - S_i"""
+        vector = np.empty_like(self.filter.params)
+        model.read(vector)
+        with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
+            if self.origin is None:
+                self.filter.subtract_start(vector)
+            else:
+                vector -= self.origin
+        return vector
+
+    def _arrive(self, sides: Sequence[Ticket]) -> Iterator[None]:
+        """Waits for the mean that was posted, and for sides; on every rank the filter has it."""
+        self._wait([self.mean, *sides])
+        self.filter.update(self.mean.take())
+        self.under_way = False
+        return iter(())
+
+    def _check_finite(self, found: np.ndarray, sides: Sequence[Ticket]) -> None:
+        """found: the first element of each rank that is not finite, or -1."""
+        error = None
+        if (found >= 0).any():
+            rank = int(np.argmax(found >= 0))
+            index = int(found[rank])
+            error = NonFiniteError(rank, 0, index, self.layout.name_at(index))
+        self._wait(sides, error)
+
+    def _wait(self, tickets: Sequence[Ticket], error: NonFiniteError | None = None) -> None:
+        """For all; raises the first error, with the name of what is not finite."""
+        try:
+            wait_all(tickets)
+        except NonFiniteError as other:
+            error = error or self._named(other)
+        if error is not None:
+            raise error from None
+
+    def _named(self, error: NonFiniteError) -> NonFiniteError:
+        rank, name = error.rank, f"averaged buffers or optimizer state, vector {error.bucket - 1}"
+        if error.bucket == 0:
+            rank, name = self.leaders[error.rank], self.layout.name_at(error.index)
+        return NonFiniteError(rank, error.bucket, error.index, name)
+
+    # -- state --------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any] | None:
+        """global_params (W), block_update (Δ): the same on every rank; the rest: this rank's."""
+        if not self.begun:
+            return None
+        mean = self.mean and self.mean.state(self.under_way)
+        return self._state(self.filter.params, self.filter.block_update, self.origin, mean)
+
+    def _state(self, params, block_update, origin, mean) -> dict[str, Any]:
+        state = {
+            "global_params": params,
+            "block_update": block_update,
+            "steps": self.steps,
+            "samples": self.samples,
+            "blocks": self.blocks,
+            "finalized": self.finalized,
+        }
+        if self.settings.sync_overlap:
+            state |= {"origin": origin, "under_way": self.under_way}
+        if self.settings.sync_overlap or self.settings.sync_dtype:
+            state["mean"] = mean
+        return state
+
+    def check_state(self, state: dict[str, Any] | None) -> None:
+        if state is None:  # saved before W was taken
+            return
+        vector = like(self.layout.elements, self.layout.vector_dtype)
+        mean = None
+        if self.participants is not None:
+            mean = self._make_mean().like(isinstance(state, dict) and state.get("under_way", False))
+        check_like(state, self._state(vector, vector, vector, mean), "blocks")
+
+    def load(self, state: dict[str, Any] | None) -> None:
+        if state is None:
+            self.filter = self.mean = self.origin = None
+            self.under_way = self.finalized = False
+            self.steps = self.samples = self.blocks = 0
+            return
+        self.begin(state["global_params"])
+        self.filter.block_update[:] = state["block_update"]
+        self.steps, self.samples = state["steps"], state["samples"]
+        self.blocks, self.finalized = state["blocks"], state["finalized"]
+        if self.settings.sync_overlap:
+            self.origin, self.under_way = state["origin"].copy(), state["under_way"]
+        if self.mean is not None and "mean" in state:
+            self.mean.load(state["mean"])
