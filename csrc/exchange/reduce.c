@@ -125,11 +125,11 @@ static void arrived(gtcb_op *op, uint32_t slot)
 
 static float wide(uint16_t bfloat16) { return gtcb_from_bits((uint32_t)bfloat16 << 16); }
 
-/* To nearest, ties to even. A NaN (a mean without weight) keeps its upper half, in which it is one. */
+/* To nearest, ties to even. A NaN (a mean without weight) stays one. */
 static uint16_t narrow(float x)
 {
     uint32_t bits = gtcb_float_bits(x);
-    return (uint16_t)((x == x ? bits + 0x7FFF + (bits >> 16 & 1) : bits) >> 16);
+    return (uint16_t)((x == x ? bits + 0x7FFF + (bits >> 16 & 1) : bits | 0x400000) >> 16);
 }
 
 #define SAME(x) (x)

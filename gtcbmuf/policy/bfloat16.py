@@ -6,15 +6,14 @@ import numpy as np
 
 
 def narrow(array: np.ndarray) -> np.ndarray:
-    """float32 [n] to the nearest bfloat16, ties to even. A NaN keeps its upper half."""
+    """float32 [n] to the nearest bfloat16, ties to even. A NaN stays one."""
     bits = array.view(np.uint32)
     rounded = bits >> 16
     rounded &= 1
     rounded += 0x7FFF
-    rounded *= ~np.isnan(array)
     rounded += bits
     rounded >>= 16
-    return rounded.astype(np.uint16)
+    return np.where(np.isnan(array), bits >> 16 | 0x40, rounded).astype(np.uint16)
 
 
 def widen(array: np.ndarray) -> np.ndarray:

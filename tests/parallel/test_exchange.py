@@ -199,7 +199,7 @@ def test_a_mean_without_any_weight_is_nan(exchange):
 
 
 def test_allreduce_takes_floats_that_can_be_written(exchange):
-    with pytest.raises(TypeError, match="float32 or float64"):
+    with pytest.raises(TypeError, match="float32, float64 or bfloat16"):
         exchange.post_allreduce(np.zeros(3, np.uint8))
     fixed = np.zeros(3, np.float32)
     fixed.flags.writeable = False

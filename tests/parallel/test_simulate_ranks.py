@@ -1,5 +1,7 @@
 """A simulation has the bits of as many MPI ranks: with the NumPy adapter, and with torch's SGD."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,12 @@ BMUF = gtcbmuf.BMUF(sync_period=3, block_momentum=0.6)
 STRATEGIES = {"dense": lambda n: gtcbmuf.Dense(), "gtc": lambda n: GTC, "bmuf": lambda n: BMUF,
               "hybrid": lambda n: gtcbmuf.Hybrid(GTC, BMUF, groups=max(1, n // 2)),
               "three": lambda n: gtcbmuf.Hybrid(GTC, BMUF, groups=min(3, n))}  # fmt: skip
+CHEAPER = {"rounded": {"sync_dtype": "bfloat16"}, "overlapped": {"sync_overlap": True},
+           "both": {"sync_dtype": "bfloat16", "sync_overlap": True}}  # fmt: skip
+for _name, _options in CHEAPER.items():
+    _block = dataclasses.replace(BMUF, **_options)
+    STRATEGIES[f"bmuf {_name}"] = lambda n, block=_block: block
+    STRATEGIES[f"hybrid {_name}"] = lambda n, block=_block: gtcbmuf.Hybrid(GTC, block, max(1, n // 2))
 
 
 @pytest.fixture(autouse=True, scope="module")
