@@ -37,6 +37,8 @@ def add_to(commands) -> None:
         "assumed, not measured (default: 0.5)", **number)  # fmt: skip
     add("--period", default=50, help="longest block you would train with (default: 50)", **count)
     add("--group", default=None, help="group size of the hybrid (default: the best)", **count)
+    add("--sync-dtype", choices=("bfloat16",), help="of block deltas (default: float32)")
+    add("--sync-overlap", action="store_true", help="a block's mean travels during the next one")
     add("--inputs", metavar="FILE", help="measured numbers, from gtcbmuf bench --save; "
         "the options below count before them")  # fmt: skip
     add("--link-gbit", help="bandwidth of a host's network card, each way [Gbit/s]", **number)
@@ -75,7 +77,8 @@ def _job(options) -> Job:
     if options.elements != int(options.elements if abs(options.elements) < 1e18 else 0):
         raise SettingsError(f"--elements {options.elements}: give a whole number of parameters.")
     return Job(int(options.elements), options.step_ms / 1e3, options.workers, options.per_host,
-               options.density, options.overlap)  # fmt: skip
+               options.density, options.overlap, sync_dtype=options.sync_dtype,
+               sync_overlap=options.sync_overlap)  # fmt: skip
 
 
 def _given(measured: inputs.Inputs, options) -> inputs.Inputs:
@@ -145,6 +148,9 @@ def _input_lines(job, network, assumed):
     )
     yield "one worker", f"{1e3 * job.step_seconds:g} ms a step"
     yield "overlap", f"{job.overlap:g} of a step  (assumed)"
+    if job.sync_dtype or job.sync_overlap:
+        late = ", their mean one block late" * job.sync_overlap
+        yield "block deltas", f"in {job.sync_dtype or 'float32'}{late}"
     yield "workers", f"{job.workers} on {hosts}"
     if job.world.outside:
         yield "between hosts", _link_text(network.inter)

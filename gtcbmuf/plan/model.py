@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan.exchanges import (
@@ -15,11 +15,13 @@ from gtcbmuf.plan.exchanges import (
     expected_body,
 )
 from gtcbmuf.plan.network import Network
+from gtcbmuf.policy.bmuf import BMUF
 from gtcbmuf.policy.hybrid import NOTE_BYTES
 from gtcbmuf.policy.layout import BUCKET_BYTES
 from gtcbmuf.policy.strategy import check_count, check_number
 
 MEET_BYTES = 24  # three int64 of each rank at a block's end
+FINITE_BYTES = 8  # one more, where the mean of the block before is under way
 METHODS = ("dense", "GTC", "BMUF", "hybrid")
 
 
@@ -31,7 +33,8 @@ class Job:
     update. workers, per_host: how many, and on each host (the last may have fewer). density: share
     of the elements that GTC sends in a step. overlap: share of the step, at its end, in which
     gradients become ready evenly and an exchange can go on behind the computation; assumed, not
-    measured. bucket_bytes: of float32, as the strategies have it.
+    measured. bucket_bytes: of float32, as the strategies have it. sync_dtype, sync_overlap: of BMUF
+    and the hybrid, as they have them.
     """
 
     elements: int
@@ -41,6 +44,8 @@ class Job:
     density: float = 0.005
     overlap: float = 0.5
     bucket_bytes: int = BUCKET_BYTES
+    sync_dtype: str | None = None
+    sync_overlap: bool = False
 
     def __post_init__(self):
         check_count("elements", self.elements, 1)
@@ -51,6 +56,7 @@ class Job:
                      "the share of elements sent in a step, more than 0 and at most 1")  # fmt: skip
         check_number("overlap", self.overlap, lambda x: 0 <= x <= 1, "a share from 0 to 1")
         check_count("bucket_bytes", self.bucket_bytes, 4)
+        BMUF(1, sync_dtype=self.sync_dtype, sync_overlap=self.sync_overlap)  # which checks them
 
     @property
     def world(self) -> Team:
@@ -63,6 +69,11 @@ class Job:
     @property
     def model_bytes(self) -> int:
         return 4 * self.elements
+
+    @property
+    def delta_bytes(self) -> int:
+        """Of a block's delta, as it travels between participants."""
+        return 2 * self.elements if self.sync_dtype == "bfloat16" else self.model_bytes
 
 
 @dataclass(frozen=True)
@@ -128,13 +139,15 @@ def gtc(job: Job, network: Network) -> Prediction:
 
 
 def bmuf(job: Job, network: Network, period: int) -> Prediction:
-    """Every `period` steps an allreduce of the models, with nothing to hide behind."""
+    """Every `period` steps an allreduce of the models, with nothing to hide behind unless it overlaps
+    the next block."""
     check_count("period", period, 1)
     if job.workers == 1:
         return _alone("BMUF", job, period=period)
-    cost = allgather(network, job.world, MEET_BYTES)
-    cost += allreduce(network, job.world, job.model_bytes)
+    mean = allreduce(network, job.world, job.delta_bytes)
+    cost = _meet(job, network) + mean
     seconds = cost.seconds + job.elements / network.rates.reduce
+    seconds -= _hidden(job, network, mean, period * job.step_seconds)
     return Prediction("BMUF", job.workers, job.step_seconds, blocks=seconds / period,
                       worker_bytes=cost.sent / period, host_bytes=cost.host / period,
                       period=period)  # fmt: skip
@@ -148,9 +161,11 @@ def hybrid(job: Job, network: Network, group: int, period: int) -> Prediction:
     if job.workers == 1:
         return _alone("hybrid", job, group, period)
     gradients, decode, every_step = _encoded(job, network, Team.of(group, job.per_host))
-    block, reduced = _block(job, network, group)
+    block, mean = _block(job, network, group)
+    seconds = block.seconds + job.elements / network.rates.reduce
+    seconds -= _hidden(job, network, mean, period * (job.step_seconds + gradients + decode))
     return Prediction("hybrid", job.workers, job.step_seconds, gradients, decode,
-                      (block.seconds + reduced) / period, every_step.sent + block.sent / period,
+                      seconds / period, every_step.sent + block.sent / period,
                       every_step.host + block.host / period, group, period)  # fmt: skip
 
 
@@ -190,16 +205,29 @@ def _encoded(job: Job, network: Network, team: Team) -> tuple[float, float, Cost
     return gradients, team.size * job.density * job.elements / network.rates.decode, cost
 
 
-def _block(job: Job, network: Network, group: int) -> tuple[Cost, float]:
-    """The end of a hybrid's block: its exchanges, and the seconds of the leaders' sum."""
+def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost]:
+    """The exchanges at the end of a hybrid's block, and of these the mean between leaders."""
     team = Team.of(group, job.per_host)
     leaders = Team.of(job.workers // group, max(1, job.per_host // group))
-    between = allreduce(network, leaders, job.model_bytes)
-    cost = allgather(network, job.world, MEET_BYTES)
-    cost += Cost(between.latency, between.transfer, between.sent / group, between.host)
+    mean = allreduce(network, leaders, job.delta_bytes)
+    mean = replace(mean, sent=mean.sent / group)
+    cost = _meet(job, network) + mean
     cost += broadcast(network, team, NOTE_BYTES)
     cost += broadcast(network, team, job.model_bytes).times(2)
-    return cost, job.elements / network.rates.reduce
+    return cost, mean
+
+
+def _meet(job: Job, network: Network) -> Cost:
+    """What every rank brings to a block's end."""
+    cost = allgather(network, job.world, MEET_BYTES)
+    return cost + allgather(network, job.world, FINITE_BYTES) if job.sync_overlap else cost
+
+
+def _hidden(job: Job, network: Network, mean: Cost, block_seconds: float) -> float:
+    """Seconds of a block's mean behind the next block, if nothing else wants links and CPU then."""
+    if not job.sync_overlap:
+        return 0.0
+    return min(mean.seconds + job.elements / network.rates.reduce, block_seconds)
 
 
 def _exposed(job: Job, work: float, cost: Cost) -> float:

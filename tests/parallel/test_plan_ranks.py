@@ -11,7 +11,7 @@ from gtcbmuf.cli import main
 from gtcbmuf.errors import GtcbmufError
 from gtcbmuf.plan import exchanges, inputs, measure
 from gtcbmuf.plan.exchanges import Team
-from gtcbmuf.plan.model import MEET_BYTES, NOTE_BYTES
+from gtcbmuf.plan.model import FINITE_BYTES, MEET_BYTES, NOTE_BYTES
 from gtcbmuf.plan.network import Link, Network
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 
@@ -61,10 +61,12 @@ def bytes_of_a_block(comm, strategy) -> float:
     for _ in range(PERIOD - 1):
         opt.reduce_({"weight": gradient(comm)})
         opt.after_update()
+    opt.state_dict()  # waits for a mean that is under way
     before = sent()
     for _ in range(PERIOD):
         opt.reduce_({"weight": gradient(comm)})
         opt.after_update()
+    opt.state_dict()
     return mean_sent(comm, before, sent())
 
 
@@ -88,6 +90,13 @@ def test_strategies(comm, team):
 
     meet = exchanges.allgather(NETWORK, team, MEET_BYTES).sent
     assert bytes_of_a_block(comm, BMUF(PERIOD)) == pytest.approx(meet + dense, rel=1e-6)
+
+    half = exchanges.allreduce(NETWORK, team, 2 * ELEMENTS).sent
+    rounded = BMUF(PERIOD, sync_dtype="bfloat16")
+    assert bytes_of_a_block(comm, rounded) == pytest.approx(meet + half, rel=1e-6)
+    late = BMUF(PERIOD, sync_dtype="bfloat16", sync_overlap=True)
+    finite = exchanges.allgather(NETWORK, team, FINITE_BYTES).sent
+    assert bytes_of_a_block(comm, late) == pytest.approx(meet + finite + half, rel=1e-6)
 
     hybrid = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups="world")
     block = meet + exchanges.broadcast(NETWORK, team, NOTE_BYTES).sent

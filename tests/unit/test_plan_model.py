@@ -147,6 +147,34 @@ def test_a_step_of_dense_and_a_block_of_bmuf():
     close(dense(job, NETWORK).step, 0.05 + max(ends.values()) - max(gathered.values()) + work, 0.02)
 
 
+def test_block_deltas_of_bfloat16_are_half_as_many_bytes():
+    """As of an array of half as many float32."""
+    job = Job(2_000_000, 0.05, 16, 8, overlap=0.0, sync_dtype="bfloat16")
+    machines, (ranks, starts) = cluster(16, 8), together(16)
+    gathered = oracle.finish(machines, oracle.allgather(machines, ranks, starts, 24))
+    ends = oracle.finish(machines, oracle.allreduce(machines, ranks, gathered, 1_000_000))
+    found = bmuf(job, NETWORK, 1)
+    close(found.step, 0.05 + max(ends.values()) + 2_000_000 / 3e8, 0.02)
+    close(found.worker_bytes, sum(machines.sent) / 16, 1e-4)
+    full, half = (hybrid(j, NETWORK, 8, 5) for j in (replace(job, sync_dtype=None), job))
+    assert full.step > half.step
+    close(5 * (full.worker_bytes - half.worker_bytes), 2 * 2_000_000 / 8, 1e-4)  # of 2 leaders in 16
+
+
+def test_a_mean_hides_behind_the_next_block_as_far_as_that_is_long():
+    plain = Job(2_000_000, 0.05, 16, 8, overlap=0.0)
+    late = replace(plain, sync_overlap=True)
+    meet = [exchanges.allgather(NETWORK, plain.world, body) for body in (24, 8)]
+    for method in (bmuf, lambda *a: hybrid(*a[:2], 8, a[2])):
+        (one, other), (one_long, other_long) = (
+            [method(job, NETWORK, period) for job in (plain, late)] for period in (1, 1000)
+        )
+        close(other.worker_bytes - one.worker_bytes, meet[1].sent, 1e-6)
+        close(one.blocks + meet[1].seconds - other.blocks, other.step - other.blocks, 1e-6)
+        assert other_long.blocks < one_long.blocks
+    close(1000 * bmuf(late, NETWORK, 1000).blocks, meet[0].seconds + meet[1].seconds, 1e-6)
+
+
 @pytest.mark.parametrize("workers, per_host", [(2, 1), (8, 1), (8, 8), (16, 8)])
 def test_a_ring_for_comparison(workers, per_host):
     machines = cluster(workers, per_host)
