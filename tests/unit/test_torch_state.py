@@ -177,6 +177,7 @@ STRATEGIES = [
     (GTC(**NO_DENSE), [[0, 1]]),
     (BMUF(sync_period=3), [[0], [1]]),
     (Hybrid(GTC(**NO_DENSE), BMUF(sync_period=3)), [[0, 1], [2, 3]]),
+    (BMUF(sync_period=3, sync_dtype="bfloat16", sync_overlap=True), [[0], [1]]),
 ]
 
 
