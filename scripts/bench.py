@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import codec, counts, exchange
+from benchmarks import codec, counts, exchange, memory, overlap
 
 from gtcbmuf.errors import GtcbmufError
 
@@ -14,6 +14,8 @@ PARTS = {
     "codec": ("packing, unpacking and size, beside other codecs", codec.options, codec.run),
     "counts": ("instructions of the codec, against the reference", counts.options, counts.run),
     "exchange": ("allgathers, beside a bare ring and MPI's own", exchange.options, exchange.run),
+    "memory": ("what the torch wrappers keep and allocate", memory.options, memory.run),
+    "overlap": ("how much of the exchange is hidden behind backward", overlap.options, overlap.run),
 }
 
 

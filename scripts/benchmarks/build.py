@@ -43,6 +43,11 @@ def compiler_line() -> str:
     return line.replace("cc ", "gcc ", 1) if line.startswith("cc ") else line
 
 
+def has_glibc() -> bool:
+    """Whether this Python runs on the GNU C library."""
+    return platform.libc_ver()[0] == "glibc"
+
+
 def cpu() -> str:
     """The model of the processor, as the kernel names it."""
     try:

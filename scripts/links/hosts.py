@@ -100,7 +100,7 @@ class Hosts:
 
         LinksError if it fails or takes longer than `timeout` seconds.
         """
-        mpirun = _mpirun()
+        mpirun = find_mpirun()
         net = f"{SUBNET}.0/24"
         for_prte = {"plm_ssh_agent": str(AGENT), "plm_ssh_no_tree_spawn": "1",
                     "prte_if_include": net}  # fmt: skip
@@ -145,7 +145,7 @@ class Hosts:
                     os.kill(int(pid), signal.SIGKILL)
 
 
-def _mpirun() -> Path:
+def find_mpirun() -> Path:
     """That of this Python's own MPI: the one beside it, else the one on the PATH."""
     beside = Path(sys.executable).with_name("mpirun")
     found = beside if beside.exists() else shutil.which("mpirun")

@@ -1,0 +1,54 @@
+"""A steady step of every strategy makes no large allocation: counted in the C heap of each of 4 ranks, not timed."""
+
+import json
+import shlex
+import sys
+
+import pytest
+from jobs import BIN, ROOT, shell
+
+pytest.importorskip("torch")
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from benchmarks import build, launch, memory
+
+from gtcbmuf.policy.bmuf import PART
+
+SIZE = 200_000  # elements of each of 2 parameters: each is larger than what counts as large
+
+
+@pytest.fixture(scope="module")
+def preload(tmp_path_factory):
+    if not sys.platform.startswith("linux") or not build.has_glibc():
+        pytest.skip("needs glibc, whose heap is counted")
+    return memory.counter(str(tmp_path_factory.mktemp("allocations")))
+
+
+def steps(preload, **more):
+    """Of every rank: {method: [(bytes, library) of each large allocation, for each step of a block]}"""
+    job = {"methods": memory.METHODS, "layers": 2, "elements": SIZE, "density": 0.01, "dtype": "float32", **more}
+    line = [str(BIN / "mpirun") if (BIN / "mpirun").exists() else "mpirun", "-n", "4",
+            *launch.command("memory.py", job, preload)]  # fmt: skip
+    status, output, _ = shell(f"exec {shlex.join(line)}")
+    assert status == 0, output
+    return [{run["method"]: run for run in rank["ranks"]} for rank in json.loads(output.splitlines()[-1])]
+
+
+def test_no_large_allocation_in_a_steady_step(preload):
+    for rank in steps(preload):
+        assert list(rank) == list(memory.METHODS)
+        for method, run in rank.items():
+            *local, last = run["steps"]
+            assert local == [[], []] and run["torch"] == [[], [], []], method
+            if method in ("dense", "GTC"):
+                assert last == []
+            else:  # a block's end: W_i - W_start, where blocks are exchanged; W_start; and pieces of it
+                vectors = [size for size, _ in last if size > 4 * PART + 4096]
+                assert 1 <= len(vectors) <= 2 and max(vectors) < 4 * 2 * SIZE + 4096
+
+
+def test_an_allocation_on_purpose_is_seen(preload):
+    [rank, *_] = steps(preload, methods=["GTC"], extra=1 << 20)
+    for step in rank["GTC"]["steps"]:
+        [(size, library)] = step
+        assert size >= 1 << 20 and "multiarray" in library
