@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench
-from benchmarks import build, codec, counts, exchange, files, gradients, packing, peers, tables, timing, unpacking
+from benchmarks import build, codec, counts, exchange, files, gradients, memory, packing, peers, tables, timing, unpacking
 from benchmarks.library import Library
 
 from gtcbmuf.errors import GtcbmufError, SettingsError
