@@ -1,8 +1,8 @@
 """scripts/bench memory: what the torch wrappers keep for each parameter, and what they allocate in a step.
 
-Every large block (64 KiB and more) of the C heap is counted as it comes and goes, by a preloaded library
-(allocations.c): the library's own buffers, NumPy's arrays, torch's tensors, MPI's. torch's profiler, which sees what its
-CPU allocator gives, and the peak of the resident set of a fresh process stand beside.
+Every large block (64 KiB and more) of the C heap is counted as it comes and goes, by a preloaded library (allocations.c):
+the library's own buffers, NumPy's arrays, torch's tensors, MPI's. torch's profiler, which sees what its CPU allocator
+gives, and the peak of the resident set of a fresh process stand beside.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def options(add) -> None:
 
 def counter(folder: str) -> Path:
     """allocations.c as a library to be preloaded."""
-    return build.compile_to(Path(folder) / "allocations.so", "scripts/benchmarks/allocations.c", flags=("-shared", "-ldl"))
+    target = Path(folder) / "allocations.so"
+    return build.compile_to(target, "scripts/benchmarks/allocations.c", flags=("-shared", "-ldl"))
 
 
 def measure(o) -> dict:

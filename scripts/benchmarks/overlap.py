@@ -28,7 +28,7 @@ def options(add) -> None:
     add("--compute", default="wait,linear,lstm", help="what a backward pass is made of (wait,linear,lstm)")
     add("--methods", default="dense,GTC", help="(dense,GTC)")
     add("--ranks", type=int, default=2, help="on this machine (2)")
-    add("--links", metavar="RATE", help="measure between hosts joined by links of that rate instead (1gbit); needs root")
+    add("--links", metavar="RATE", help="between hosts joined by links of that rate (1gbit); needs root")
     add("--hosts", type=int, default=2, help="at the links, with a rank each (2)")
     add("--layers", type=int, default=8, help="of the model; a layer is a bucket (8)")
     add("--elements", type=lambda text: int(float(text)), default=2_000_000, help="of a layer (2e6)")
@@ -94,10 +94,11 @@ def table(content: dict) -> str:
     columns = ["backward", "strategy", "plain [ms]", "nothing exchanged", "last bucket", "overlapped", "after backward",
                "exchange", "of it exposed", "hidden"]  # fmt: skip
     first = content["runs"][0]
-    where = f"{first['ranks']} hosts, links of {content['links']}" if content["links"] else f"{first['ranks']} ranks on one host"
-    head = (f"{where}, {content['machine']['cores']} cores, load {content['machine']['load']:g} at the start; {first['layers']} "
-            f"layers of {first['elements']:,} elements, waits of {1e3 * first['layer_seconds']:g} ms; density "
-            f"{first['density']:g}; medians of {first['rounds']} rounds.")  # fmt: skip
+    where = f"hosts, links of {content['links']}" if content["links"] else "ranks on one host"
+    machine = content["machine"]
+    head = (f"{first['ranks']} {where}, {machine['cores']} cores, load {machine['load']:g} at the start; "
+            f"{first['layers']} layers of {first['elements']:,} elements, waits of {1e3 * first['layer_seconds']:g} ms; "
+            f"density {first['density']:g}; medians of {first['rounds']} rounds.")  # fmt: skip
     return head + "\n\n" + rows(columns, lines, 2)
 
 

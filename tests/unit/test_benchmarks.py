@@ -144,9 +144,10 @@ def test_the_page_has_the_tables_of_the_saved_results():
     printed = [counts.table(counts.load()["counts"], None)]
     printed += [tables.codec(files.load(results / f"codec-{name}.json", codec.PART), "cpu")
                 for name in ("packing", "peers")]  # fmt: skip
+    printed.append(memory.table(files.load(results / "memory.json", memory.PART)))
     rows = [line for line in (build.ROOT / "docs" / "performance.md").read_text().splitlines() if line.startswith("|")]
     assert len(rows) > 40
-    assert not set(rows) - set("\n".join(printed).splitlines()), "made by scripts/bench codec --table, and counts"
+    assert not set(rows) - set("\n".join(printed).splitlines()), "made by scripts/bench codec --table, memory --table, and counts"
 
 
 # -- with a compiler ------------------------------------------------------------------------------

@@ -125,12 +125,14 @@ class Trial:
         bucket = 4 * max(gradient.size for gradient in self.own.values())
         if self.job["method"] == "dense":
             return gtcbmuf.Dense(bucket_bytes=bucket)
-        # Of each parameter so that the wished share is sent in a step from residuals of 0.
-        share = 1 - self.job["density"]
-        found = {n: max(float(np.quantile(np.abs(g[g != 0]) if self.job["compute"] == "wait" else np.abs(g), share)), 1e-30)
-                 for n, g in self.own.items()}  # fmt: skip
-        self.thresholds = self.comm.bcast(found)
+        self.thresholds = self.comm.bcast({name: self.threshold(gradient) for name, gradient in self.own.items()})
         return gtcbmuf.GTC(thresholds=self.thresholds, bucket_bytes=bucket)
+
+    def threshold(self, gradient: np.ndarray) -> float:
+        """τ with which a step sends the wished share of the elements, residuals being 0."""
+        if self.job["compute"] == "wait":  # whose gradients are ±1 in that share, and 0 elsewhere
+            return 1.0
+        return max(float(np.quantile(np.abs(gradient), 1 - self.job["density"])), 1e-30)
 
     # -- a step ----------------------------------------------------------------------------------------
 
@@ -199,8 +201,8 @@ def main() -> None:
     timeline = trial.timeline()
     sent = trial.switch.counters()["bytes_sent"] - before
     if trial.comm.rank == 0:
-        print(json.dumps({**job, "ranks": trial.comm.size, "buckets": trial.last + 1, "times": slowest, "timeline": timeline,
-                          "bytes_sent": sent}), flush=True)  # fmt: skip
+        print(json.dumps({**job, "ranks": trial.comm.size, "buckets": trial.last + 1, "times": slowest,
+                          "timeline": timeline, "bytes_sent": sent}), flush=True)  # fmt: skip
     gtcbmuf.shutdown()
 
 
