@@ -130,7 +130,8 @@ def run(o) -> None:
         return
     if o.save:
         inputs.check_free(o.save, o.force)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that hosts are taken down
+    if o.links:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the hosts are taken down
     try:
         content = measure(o)
     except hosts.LinksError as error:

@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench
-from benchmarks import build, codec, counts, exchange, files, gradients, memory, packing, peers, tables, timing, unpacking
+from benchmarks import build, codec, counts, exchange, files, gradients, packing, peers, tables, timing, unpacking
 from benchmarks.library import Library
 
 from gtcbmuf.errors import GtcbmufError, SettingsError
@@ -144,10 +144,9 @@ def test_the_page_has_the_tables_of_the_saved_results():
     printed = [counts.table(counts.load()["counts"], None)]
     printed += [tables.codec(files.load(results / f"codec-{name}.json", codec.PART), "cpu")
                 for name in ("packing", "peers")]  # fmt: skip
-    printed.append(memory.table(files.load(results / "memory.json", memory.PART)))
     rows = [line for line in (build.ROOT / "docs" / "performance.md").read_text().splitlines() if line.startswith("|")]
     assert len(rows) > 40
-    assert not set(rows) - set("\n".join(printed).splitlines()), "made by scripts/bench codec --table, memory --table, and counts"
+    assert not set(rows) - set("\n".join(printed).splitlines()), "made by scripts/bench codec --table, and counts"
 
 
 # -- with a compiler ------------------------------------------------------------------------------
