@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import accuracy_table
 import compare_links
 import simulate_cluster
+from benchmarks import exchange, files
 
 from gtcbmuf.simulate import results
 
@@ -18,10 +19,10 @@ PAGE = (ROOT / "docs" / "reproduction.md").read_text().splitlines()
 RESULTS = ROOT / "docs" / "results"
 
 
-def shown(text: str) -> bool:
+def shown(text: str, page=PAGE) -> bool:
     """Whether the lines of a table follow each other on the page."""
     lines = [line.rstrip() for line in text.splitlines()]
-    return any(PAGE[at : at + len(lines)] == lines for at in range(len(PAGE)))
+    return any(page[at : at + len(lines)] == lines for at in range(len(page)))
 
 
 @pytest.mark.parametrize("split", ["test", "unseen"])
@@ -44,3 +45,8 @@ def test_the_settings_of_the_cells():
 ])  # fmt: skip
 def test_the_tables_of_speed(script, name):
     assert shown(script.table(script.load(RESULTS / f"{name}.json")))
+
+
+def test_the_table_of_exchanges():
+    page = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    assert shown(exchange.table(files.load(RESULTS / "exchange.json", exchange.PART)), page)
