@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from benchmarks import build, launch, memory
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.policy.bmuf import PART
+from gtcbmuf.policy.blockfilter import PART
 
 SIZE = 200_000  # elements of each of 2 parameters: each is larger than what counts as large
 
