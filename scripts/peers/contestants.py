@@ -1,0 +1,181 @@
+"""Who takes part: the same model and SGD, each with its own way to exchange."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
+from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+from torch.distributed.optim import PostLocalSGDOptimizer
+from torch.nn.parallel import DistributedDataParallel
+
+import gtcbmuf.torch as ours
+from gtcbmuf.policy.layout import Tensor
+
+from . import work
+
+EXACT, BFLOAT16, FLOAT16 = 1e-5, 3e-2, 1e-2  # largest error of a mean that was computed in this precision
+
+
+class LeftOut(Exception):
+    """This contestant cannot take part; the message says why."""
+
+
+@dataclass
+class Contestant:
+    """A model and how it is trained.
+
+    checks: (steps, largest relative error of the sum of all steps so far or None), in turn, before anything is timed.
+    period: steps after which all that happens has happened. turn: puts what runs in the background to work, or to sleep.
+    """
+
+    model: work.Model
+    wrapped: Callable[[work.Work], torch.Tensor]
+    optimizer: torch.optim.Optimizer
+    checks: tuple[tuple[int, float | None], ...] = ((1, EXACT),)
+    period: int = 1
+    gtc: ours.GTC | None = None
+    turn: Callable[[bool], None] = lambda begins: None
+    steps: int = 0
+
+    def step(self, gradients: work.Gradients, seconds: float) -> None:
+        self.optimizer.zero_grad()
+        self.wrapped(gradients.work(self.steps, seconds)).backward()
+        self.optimizer.step()
+        self.steps += 1
+
+    def residual(self) -> np.ndarray:
+        """What GTC holds back, at the elements of the sample; 0 for the others."""
+        flat = np.zeros(sum(p.numel() for p in self.model.parameters()), np.float32)
+        if self.gtc is not None:
+            tensors = [Tensor(name, tuple(p.shape)) for name, p in self.model.named_parameters()]
+            layout = self.gtc.layout(tensors)
+            lanes = self.optimizer.state_dict()["gtcbmuf"]["worker"]["gradients"]["lanes"]
+            for bucket, lane in zip(layout.buckets, lanes):
+                if not bucket.dense:
+                    for number, at, tensor in zip(bucket.numbers, bucket.offsets, bucket.tensors):
+                        begin = layout.offsets[number]
+                        flat[begin : begin + tensor.elements] = lane["residual"][at : at + tensor.elements]
+        return flat[:: work.STRIDE]
+
+
+def _model(job: dict) -> tuple[work.Model, torch.optim.Optimizer]:
+    model = work.Model(job["model"])
+    return model, torch.optim.SGD(model.parameters(), lr=1.0)
+
+
+def alone(job: dict) -> Contestant:
+    model, optimizer = _model(job)
+    return Contestant(model, model, optimizer, checks=())
+
+
+# -- this library -----------------------------------------------------------------------------------
+
+
+def _ours(job: dict, strategy, **settings) -> Contestant:
+    model, optimizer = _model(job)
+    wrapped = ours.DistributedOptimizer(optimizer, model.named_parameters(), strategy)
+    return Contestant(model, model, wrapped, **settings)
+
+
+def gtc(job: dict) -> Contestant:
+    strategy = ours.GTC(threshold=job["threshold"])
+    return _ours(job, strategy, gtc=strategy)
+
+
+def _blocks(job: dict) -> ours.BMUF:
+    return ours.BMUF(sync_period=job["period"], block_momentum=0.0)  # 0, so that W is the mean of the models
+
+
+def bmuf(job: dict) -> Contestant:
+    return _ours(job, _blocks(job), checks=((job["period"], EXACT),), period=job["period"])
+
+
+def hybrid(job: dict) -> Contestant:
+    inside = ours.GTC(threshold=job["threshold"])
+    strategy = ours.Hybrid(inside, _blocks(job), groups=job["group"])
+    return _ours(job, strategy, checks=((job["period"], EXACT),), period=job["period"], gtc=inside)
+
+
+# -- PyTorch ------------------------------------------------------------------------------------------
+
+
+def _ddp(job: dict, hook=None, state=None, *, checks=((1, EXACT),), **settings) -> Contestant:
+    if not dist.is_initialized():
+        os.environ["GLOO_SOCKET_IFNAME"] = job["card"]
+        dist.init_process_group("gloo", init_method=f"tcp://{job['store']}", rank=ours.rank(), world_size=ours.size())
+    model, optimizer = _model(job)
+    wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False, **settings)
+    if hook is not None:
+        wrapped.register_comm_hook(state, hook)
+    return Contestant(model, wrapped, optimizer, checks)
+
+
+def ddp(job: dict) -> Contestant:
+    return _ddp(job)
+
+
+def _bf16(group, bucket):
+    """torch's hook under another name: by that one DDP lets it run on NCCL only, but gloo can add bfloat16 as well."""
+    return default_hooks.bf16_compress_hook(group, bucket)
+
+
+def ddp_bf16(job: dict) -> Contestant:
+    return _ddp(job, _bf16, checks=((1, BFLOAT16),))
+
+
+def power_sgd(job: dict) -> Contestant:
+    """Its first two steps are dense, which it asks for; in one bucket, as several abort on gloo."""
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+    return _ddp(job, powerSGD_hook.powerSGD_hook, state, checks=((1, EXACT), (2, None)), bucket_cap_mb=1000)
+
+
+def post_local_sgd(job: dict) -> Contestant:
+    period = job["period"]
+    made = _ddp(job, post_localSGD_hook, PostLocalSGDState(None, None, 0, post_local_gradient_allreduce=False))
+    averager = PeriodicModelAverager(period)
+    averager.step = 1  # it averages when this is a multiple of the period: at the end of each block, not at its start
+    optimizer = PostLocalSGDOptimizer(made.optimizer, averager)
+    return Contestant(made.model, made.wrapped, optimizer, checks=((period, EXACT),), period=period)
+
+
+# -- Horovod ------------------------------------------------------------------------------------------
+
+
+def _horovod(job: dict, compression: str, tolerance: float) -> Contestant:
+    try:
+        hvd = importlib.import_module("horovod.torch")
+    except ImportError as error:
+        reason = Path(sys.prefix) / "horovod.txt"
+        raise LeftOut(reason.read_text().strip() if reason.exists() else f"Horovod is not installed ({error})") from None
+    hvd.init()
+    model, optimizer = _model(job)
+    wrapped = hvd.DistributedOptimizer(optimizer, model.named_parameters(),
+                                       compression=getattr(hvd.Compression, compression))  # fmt: skip
+    hvd.shutdown()  # its thread asks all ranks every millisecond: not while others are timed
+    return Contestant(model, model, wrapped, checks=((1, tolerance),),
+                      turn=lambda begins: hvd.init() if begins else hvd.shutdown())  # fmt: skip
+
+
+def horovod(job: dict) -> Contestant:
+    return _horovod(job, "none", EXACT)
+
+
+def horovod_fp16(job: dict) -> Contestant:
+    return _horovod(job, "fp16", FLOAT16)
+
+
+MAKE = {
+    "none": alone, "GTC": gtc, "BMUF": bmuf, "hybrid": hybrid,
+    "DDP": ddp, "DDP, bf16": ddp_bf16, "PowerSGD, rank 2": power_sgd, "PostLocalSGD": post_local_sgd,
+    "Horovod": horovod, "Horovod, fp16": horovod_fp16,
+}  # fmt: skip

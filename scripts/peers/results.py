@@ -1,0 +1,101 @@
+"""Files of results and their table.
+
+A file holds runs, one for each link, number of ranks and model. A run has for each method its rounds, of which the first
+method, "none", is the same step without an exchange.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+from gtcbmuf.errors import SettingsError
+
+FORMAT, VERSION = "gtcbmuf beside peers", 1
+KEY = ("link", "ranks", "model", "step_seconds")
+HEAD = ("link", "ranks", "model", "method", "step [ms]", "exchange [ms]", "/ GTC", "MB a card and step")
+
+
+def load(path: Path) -> dict:
+    """SettingsError for what is no file of this version."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON, or damaged ({error})") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise SettingsError(f"{path} holds something else than results of scripts/compare_peers")
+    if content.get("version") != VERSION:
+        raise SettingsError(f"{path} is of version {content.get('version')}; this is version {VERSION}: measure again")
+    return content
+
+
+def start(path: Path, **facts) -> None:
+    """A file to add runs to: a new one, with these facts, if none is there."""
+    if path.exists():
+        load(path)
+    else:
+        _write(path, {"format": FORMAT, "version": VERSION, **facts, "runs": []})
+
+
+def add(path: Path, run: dict) -> None:
+    """In place of a run of the same link, ranks and model."""
+    content = load(path)
+    own = tuple(run[k] for k in KEY)
+    content["runs"] = [r for r in content["runs"] if tuple(r[k] for k in KEY) != own] + [run]
+    _write(path, content)
+
+
+def _write(path: Path, content: dict) -> None:
+    """All of it or nothing."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    part.replace(path)
+
+
+def exchange(run: dict, method: str) -> list[float]:
+    """Seconds of each round: a step, less the same step without an exchange in that round."""
+    both = zip(run["methods"][method]["rounds"], run["methods"]["none"]["rounds"])
+    return [found["seconds"] - alone["seconds"] for found, alone in both]
+
+
+def ratio(run: dict, above: str, below: str) -> float:
+    """Exchange time of one over that of another: the median over rounds."""
+    return statistics.median(a / b for a, b in zip(exchange(run, above), exchange(run, below)))
+
+
+def row(run: dict, method: str) -> str:
+    record, cells = run["methods"][method], [run["link"], str(run["ranks"]), run["model"], method]
+    rounds = record["rounds"]
+    if "left_out" in record:
+        cells += ["missing", "", "", ""]
+    elif not rounds:
+        cells += ["not timed", "", "", ""]
+    else:
+        cells.append(f"{1e3 * statistics.median(r['seconds'] for r in rounds):.0f}")
+        if method == "none":
+            cells += ["", ""]
+        else:
+            times = exchange(run, method)
+            cells.append(f"{1e3 * statistics.median(times):.1f} ± {1e3 * (max(times) - min(times)) / 2:.1f}")
+            timed = run["methods"].get("GTC", {}).get("rounds")
+            cells.append(f"{ratio(run, method, 'GTC'):.1f}" if timed and method != "GTC" else "")
+        cells.append(f"{statistics.median(r['card_bytes'] for r in rounds) / 1e6:.2f}")
+    return "| " + " | ".join(cells) + " |"
+
+
+def facts(run: dict) -> str:
+    """What one must know of a run to read its rows."""
+    sent = ", ".join(f"{name} {100 * m['density']:.2f} %" for name, m in run["methods"].items() if "density" in m)
+    left_out = "".join(f" {name} left out: {m['left_out']}." for name, m in run["methods"].items() if "left_out" in m)
+    return (f"{run['link']}, {run['ranks']} ranks on {run['hosts']} hosts, {run['model']} of {run['elements'] / 1e6:.1f} M "
+            f"parameters; computation is a wait of {1e3 * run['step_seconds']:.0f} ms; blocks of {run['period']} steps; "
+            f"groups of {run['group']}; sent by {sent or 'nobody by GTC'}; rounds: {run['rounds']}.{left_out}")  # fmt: skip
+
+
+def table(content: dict) -> str:
+    rows = ["| " + " | ".join(HEAD) + " |", "|---" * 4 + "|---:" * 4 + "|"]
+    rows += [row(run, method) for run in content["runs"] for method in run["methods"]]
+    return "\n".join([*(facts(run) for run in content["runs"]), "", *rows])
