@@ -1,7 +1,7 @@
 # Source this after scripts/lib/setup.sh: builds Horovod for scripts/compare_peers.
 
 HOROVOD=0.28.1
-HOROVOD_MINUTES=20 # most time for the build; on two cores it takes some five
+HOROVOD_MINUTES=10 # most time for the build; on two cores it takes two
 
 # From source, as there is no wheel, and with C++17, which torch's headers need. With MPI alone: that of the environment.
 # Where it cannot be built the reason is left in $1/horovod.txt, and it is not tried again for the same torch.
