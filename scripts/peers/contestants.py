@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks, powerSGD_hook
-from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState, post_localSGD_hook
 from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 from torch.distributed.optim import PostLocalSGDOptimizer
 from torch.nn.parallel import DistributedDataParallel
@@ -109,10 +108,14 @@ def hybrid(job: dict) -> Contestant:
 # -- PyTorch ------------------------------------------------------------------------------------------
 
 
-def _ddp(job: dict, hook=None, state=None, *, checks=((1, EXACT),), **settings) -> Contestant:
+def _gloo(job: dict) -> None:
     if not dist.is_initialized():
         os.environ["GLOO_SOCKET_IFNAME"] = job["card"]
         dist.init_process_group("gloo", init_method=f"tcp://{job['store']}", rank=ours.rank(), world_size=ours.size())
+
+
+def _ddp(job: dict, hook=None, state=None, *, checks=((1, EXACT),), **settings) -> Contestant:
+    _gloo(job)
     model, optimizer = _model(job)
     wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, init_sync=False, **settings)
     if hook is not None:
@@ -140,12 +143,14 @@ def power_sgd(job: dict) -> Contestant:
 
 
 def post_local_sgd(job: dict) -> Contestant:
+    """Without DDP, which would exchange no gradient once local steps have begun."""
+    _gloo(job)
+    model, optimizer = _model(job)
     period = job["period"]
-    made = _ddp(job, post_localSGD_hook, PostLocalSGDState(None, None, 0, post_local_gradient_allreduce=False))
     averager = PeriodicModelAverager(period)
     averager.step = 1  # it averages when this is a multiple of the period: at the end of each block, not at its start
-    optimizer = PostLocalSGDOptimizer(made.optimizer, averager)
-    return Contestant(made.model, made.wrapped, optimizer, checks=((period, EXACT),), period=period)
+    wrapped = PostLocalSGDOptimizer(optimizer, averager)
+    return Contestant(model, model, wrapped, checks=((period, EXACT),), period=period)
 
 
 # -- Horovod ------------------------------------------------------------------------------------------

@@ -31,18 +31,21 @@ def refuse(comm, message: str) -> None:
     sys.exit(1)
 
 
-def check(comm, name: str, contestant: Contestant, gradients: work.Gradients, samples: np.ndarray) -> None:
-    """All ranks have the same parameters, and what was sent adds up: lr is 1, parameters start at 0, so that
+def check(comm, name: str, contestant: Contestant, gradients: work.Gradients, samples: np.ndarray) -> float:
+    """Ends the job unless all ranks have the same parameters, and what was sent adds up: lr is 1, parameters start at 0, so
 
         -parameters = mean over ranks of (Σ gradients - residual)
 
     samples: of the gradients, float32 [ranks, ROTATION, n]. The magnitude of an element, to which errors are relative, is
-    that of its gradients, and where there is a τ that as well.
+    that of its gradients, and where there is a τ that as well. Returns the seconds of the last step.
     """
-    steps = 0
+    steps, seconds = 0, 0.0
     for more, tolerance in contestant.checks:
         for _ in range(more):
+            comm.Barrier()
+            begin = time.perf_counter()
             contestant.step(gradients, 0.0)
+            seconds = time.perf_counter() - begin
         steps += more
         parameters = contestant.model.flat().numpy()
         if len(set(comm.allgather(hashlib.blake2b(parameters).digest()))) > 1:
@@ -56,6 +59,7 @@ def check(comm, name: str, contestant: Contestant, gradients: work.Gradients, sa
         worst = float(np.max(np.abs(-parameters[:: work.STRIDE] - expected) / magnitude))
         if not max(comm.allgather(worst)) <= tolerance:
             refuse(comm, f"{name}: after {steps} steps the sum is {worst:.1e} off, more than {tolerance:.0e}")
+    return max(comm.allgather(seconds))
 
 
 def settle(contestant: Contestant, gradients: work.Gradients) -> float | None:
@@ -111,18 +115,14 @@ def main() -> None:
             continue
         contestant = there[name]
         contestant.turn(True)
-        check(comm, name, contestant, gradients, samples)
+        once = check(comm, name, contestant, gradients, samples) + job["step_seconds"]
         sent = settle(contestant, gradients)
-        once = turn(comm, contestant, gradients, contestant.period, job)["seconds"]
         contestant.turn(False)
         contestant.optimizer.zero_grad()
-        if contestant.period == 1:
-            steps[name] = max(1, round(TURN_SECONDS / once))
-        else:
-            steps[name] = contestant.period
+        steps[name] = max(1, round(TURN_SECONDS / once)) if contestant.period == 1 else contestant.period
         note(name, **({} if sent is None else {"density": float(np.mean(comm.allgather(sent)))}))
         if comm.rank == 0:
-            print(f"{name}: checked, {1e3 * once:.0f} ms", flush=True)
+            print(f"{name}: checked", flush=True)
     for _ in range(job["rounds"]):
         for name, contestant in there.items():
             contestant.turn(True)
