@@ -43,7 +43,7 @@ def parse(argv=None):
     add("--period", type=int, default=20, help="steps in a block of BMUF, hybrid and PostLocalSGD (20)")
     add("--rounds", type=int, default=3, help="of which medians are taken (3)")
     add("--methods", default=";".join(MAKE), help="with ; between them (all)")
-    add("--save", type=Path, help="add the runs to this file, after each turn; those of the same link, ranks and model give way")
+    add("--save", type=Path, help="add the runs to this file, after each turn; one of the same link, ranks, model and methods gives way")
     add("--table", type=Path, help="print the table of a saved file, and measure nothing")
     options = parser.parse_args(argv)
     options.links, options.models = options.links.split(","), options.models.split(",")
@@ -65,7 +65,7 @@ def measure(options, save: Path) -> None:
         for model in options.models:
             job = {"link": link, "model": model, "hosts": options.hosts, "density": options.density,
                    "step_seconds": options.step_ms / 1e3, "period": options.period, "rounds": options.rounds,
-                   "group": per_host if per_host > 1 else options.ranks // 2, "methods": options.methods,
+                   "group": per_host if per_host > 1 else options.ranks // 2, "asked": options.methods,
                    "card": "eth0", "store": f"{SUBNET}.1:29500", "save": str(save.resolve())}  # fmt: skip
             with Hosts(options.hosts, link) as hosts:
                 print(f"{link}, {model}", flush=True)

@@ -1,6 +1,6 @@
 """What every rank runs: all contestants are checked, then timed in turn; rank 0 writes the results.
 
-    mpirun -n 4 python rank.py '{"model": "LSTM", "methods": ["none", "GTC"], ...}'
+    mpirun -n 4 python rank.py '{"model": "LSTM", "asked": ["none", "GTC"], ...}'
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def main() -> None:
     gradients = work.Gradients(job["model"], comm.rank)
     samples = np.array(comm.allgather(gradients.sample))
     job["threshold"] = comm.bcast(work.threshold(samples[0][:, :30_000], job["density"]) if comm.rank == 0 else None)
-    run = {**job, "ranks": comm.size, "elements": work.elements(job["model"]), "methods": {}}
+    here = ("card", "store", "save")  # of this machine, no facts of the run
+    run = {**{key: job[key] for key in job if key not in here}, "ranks": comm.size, "elements": work.elements(job["model"]),
+           "methods": {}}  # fmt: skip
     there, steps = {}, {}
 
     def note(name: str, **facts) -> None:
@@ -107,7 +109,7 @@ def main() -> None:
         if comm.rank == 0:
             results.add(Path(job["save"]), run)
 
-    for name in job["methods"]:
+    for name in job["asked"]:
         try:
             there[name] = MAKE[name](job)
         except LeftOut as error:

@@ -1,6 +1,6 @@
 """Files of results and their table.
 
-A file holds runs, one for each link, number of ranks and model. A run has for each method its rounds, of which the first
+A file holds runs, one for each link, number of ranks, model and choice of methods. A run has for each method its rounds, of which the first
 method, "none", is the same step without an exchange.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from gtcbmuf.errors import SettingsError
 
 FORMAT, VERSION = "gtcbmuf beside peers", 1
-KEY = ("link", "ranks", "model", "step_seconds")
+KEY = ("link", "ranks", "model", "step_seconds", "asked")
 HEAD = ("link", "ranks", "model", "method", "step [ms]", "exchange [ms]", "/ GTC", "MB a card and step")
 
 
@@ -41,10 +41,10 @@ def start(path: Path, **facts) -> None:
 
 
 def add(path: Path, run: dict) -> None:
-    """In place of a run of the same link, ranks and model."""
+    """In place of a run that was asked for the same."""
     content = load(path)
-    own = tuple(run[k] for k in KEY)
-    content["runs"] = [r for r in content["runs"] if tuple(r[k] for k in KEY) != own] + [run]
+    others = [r for r in content["runs"] if any(r[key] != run[key] for key in KEY)]
+    content["runs"] = [*others, run]
     _write(path, content)
 
 
@@ -88,11 +88,16 @@ def row(run: dict, method: str) -> str:
 
 def facts(run: dict) -> str:
     """What one must know of a run to read its rows."""
-    sent = ", ".join(f"{name} {100 * m['density']:.2f} %" for name, m in run["methods"].items() if "density" in m)
-    left_out = "".join(f" {name} left out: {m['left_out']}." for name, m in run["methods"].items() if "left_out" in m)
-    return (f"{run['link']}, {run['ranks']} ranks on {run['hosts']} hosts, {run['model']} of {run['elements'] / 1e6:.1f} M "
-            f"parameters; computation is a wait of {1e3 * run['step_seconds']:.0f} ms; blocks of {run['period']} steps; "
-            f"groups of {run['group']}; sent by {sent or 'nobody by GTC'}; rounds: {run['rounds']}.{left_out}")  # fmt: skip
+    sentences = [
+        f"{run['link']}, {run['ranks']} ranks on {run['hosts']} hosts, {run['model']} of {run['elements'] / 1e6:.1f} M parameters; "
+        f"computation is a wait of {1e3 * run['step_seconds']:.0f} ms; blocks of {run['period']} steps; groups of {run['group']}; "
+        f"{run['rounds']} rounds."
+    ]  # fmt: skip
+    sent = ", ".join(f"{100 * m['density']:.2f} % by {name}" for name, m in run["methods"].items() if "density" in m)
+    if sent:
+        sentences.append(f"Sent when timing began: {sent}.")
+    sentences += [f"{name} left out: {m['left_out']}." for name, m in run["methods"].items() if "left_out" in m]
+    return " ".join(sentences)
 
 
 def table(content: dict) -> str:
