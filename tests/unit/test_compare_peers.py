@@ -163,7 +163,7 @@ def test_gradients_become_ready_from_the_last_layer_on(small, monkeypatch):
 
 
 def test_the_page_shows_the_results():
-    page = [line.rstrip() for line in (ROOT / "docs" / "performance.md").read_text().splitlines()]
+    page = [line.rstrip() for line in (ROOT / "docs" / "performance-exchange.md").read_text().splitlines()]
     lines = results.table(results.load(ROOT / "docs" / "results" / "peers.json")).splitlines()
     rows = lines[lines.index("") + 1 :]
     assert any(page[at : at + len(rows)] == rows for at in range(len(page)))

@@ -48,5 +48,5 @@ def test_the_tables_of_speed(script, name):
 
 
 def test_the_table_of_exchanges():
-    page = (ROOT / "docs" / "performance.md").read_text().splitlines()
+    page = (ROOT / "docs" / "performance-exchange.md").read_text().splitlines()
     assert shown(exchange.table(files.load(RESULTS / "exchange.json", exchange.PART)), page)
