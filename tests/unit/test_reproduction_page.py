@@ -41,7 +41,7 @@ def test_the_settings_of_the_cells():
 
 
 @pytest.mark.parametrize("script, name", [
-    (compare_links, "links"), (simulate_cluster, "cluster"),
+    (compare_links, "links"), (simulate_cluster, "cluster"), (simulate_cluster, "cluster-1024"),
 ])  # fmt: skip
 def test_the_tables_of_speed(script, name):
     assert shown(script.table(script.load(RESULTS / f"{name}.json")))
