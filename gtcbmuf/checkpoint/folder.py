@@ -53,18 +53,26 @@ def begin(path: Path) -> str:
 
 
 def write(file: Path, data: bytes) -> dict[str, Any]:
-    """Write under another name, bring to the disk, read back, and rename; what the manifest says of it."""
+    """Write under another name, bring to the disk, read back, and rename; what the manifest says of it.
+
+    FileError, which names the file and the reason, if that cannot be done.
+    """
     temporary = file.with_name(file.name + TEMPORARY)
     digest = hashlib.sha256(data).hexdigest()
-    with open(temporary, "wb") as out:
-        out.write(data)
-        out.flush()
-        os.fsync(out.fileno())
-        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or memory is read back
-    with open(temporary, "rb") as written:
-        if hashlib.file_digest(written, "sha256").hexdigest() != digest:
-            raise FileError(f"{temporary} does not read as it was written: the disk is broken.")
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+            os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # or memory is read back
+        with open(temporary, "rb") as written:
+            if hashlib.file_digest(written, "sha256").hexdigest() != digest:
+                raise FileError(f"{temporary} does not read as it was written: the disk is broken.")
+        os.replace(temporary, file)
+    except OSError as error:
+        raise FileError(
+            f"{file} cannot be written: {error.strerror}. What was saved before is whole; make room, or name another folder."
+        ) from error
     return {"bytes": len(data), "sha256": digest}
 
 

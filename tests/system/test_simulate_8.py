@@ -7,4 +7,4 @@ def test_a_simulation_has_the_bits_of_8_ranks():
     done = shell("exec python tests/parallel/run.py -n 8 -k numpy -- "
                  "tests/parallel/test_simulate_ranks.py", timeout=300)  # fmt: skip
     assert done.status == 0, done.output
-    assert "5 passed" in done.output
+    assert "11 passed" in done.output
