@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from links.hosts import Hosts, LinksError, check_machine
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan import inputs, model
+from gtcbmuf.plan import inputs, model, saved
 from gtcbmuf.plan.network import Link, Network, Rates
 
 FORMAT, VERSION = "gtcbmuf shaped links", 2
@@ -130,25 +129,12 @@ def measure(options) -> dict:
                         }
                     runs.append(record)
                     print(line(record), flush=True)
-    return {"format": FORMAT, "version": VERSION, "cores": os.cpu_count(), "hosts": options.hosts,
-            "inputs": measured, "runs": runs}  # fmt: skip
+    return {"cores": os.cpu_count(), "hosts": options.hosts, "inputs": measured, "runs": runs}
 
 
 def load(path: Path) -> dict:
     """SettingsError for what is no file of this version."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not JSON, or damaged ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SettingsError(f"{path} holds something else than runs over shaped links")
-    if content.get("version") != VERSION:
-        raise SettingsError(
-            f"{path} is of version {content.get('version')}; this is version {VERSION}: measure again"
-        )
-    return content
+    return saved.read(path, FORMAT, VERSION, "runs over shaped links", "Measure again.")
 
 
 def line(record: dict) -> str:
@@ -195,13 +181,12 @@ def main():
             print(table(load(options.table)))
             return
         if options.save:
-            inputs.check_free(options.save, options.force)
+            saved.check_free(options.save, options.force)
         check_machine()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the hosts are taken down
         content = measure(options)
         print("\n" + table(content))
         if options.save:
-            options.save.write_text(json.dumps(content, indent=1) + "\n")
+            saved.write(options.save, FORMAT, VERSION, content)
     except (SettingsError, LinksError) as error:
         sys.exit(f"error: {error}")
 

@@ -12,7 +12,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -89,7 +88,6 @@ def main():
             print(results.table(results.load(options.table)))
             return
         check_machine()
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the hosts are taken down
         with tempfile.TemporaryDirectory() as folder:
             save = options.save or Path(folder) / "peers.json"
             results.start(save, cores=os.cpu_count(), packages=packages())

@@ -8,7 +8,6 @@ the clusters are those that scripts/compare_links has measured, and what comes o
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from cluster.platform import Cluster
 from tqdm import tqdm
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan import inputs, model
+from gtcbmuf.plan import inputs, model, saved
 from gtcbmuf.plan.exchanges import RING_BYTES, expected_body
 from gtcbmuf.plan.network import Link
 
@@ -139,8 +138,6 @@ def run(options) -> dict:
                             "predicted_bytes": plan.worker_bytes})  # fmt: skip
     facts = ("per_host", "link_us", "elements", "step_ms", "density", "period", "group", "warm_up")
     return {
-        "format": FORMAT,
-        "version": VERSION,
         **{k: getattr(options, k) for k in facts},
         "intra": asdict(networks[options.link_gbit[0]].intra),
         "rates": asdict(networks[options.link_gbit[0]].rates),
@@ -166,19 +163,7 @@ def run_links(content: dict) -> dict:
 
 def load(path: Path) -> dict:
     """SettingsError for what is no file of this version."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not JSON, or damaged ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SettingsError(f"{path} holds something else than simulated clusters")
-    if content.get("version") != VERSION:
-        raise SettingsError(
-            f"{path} is of version {content.get('version')}; this is version {VERSION}: simulate again"
-        )
-    return content
+    return saved.read(path, FORMAT, VERSION, "simulated clusters", "Simulate again.")
 
 
 def table(content: dict) -> str:
@@ -219,15 +204,17 @@ def main():
             print(table(load(options.table)))
             return
         if options.save:
-            inputs.check_free(options.save, options.force)
+            saved.check_free(options.save, options.force)
+        kind = FORMAT, VERSION
         if options.links:
+            kind = compare_links.FORMAT, compare_links.VERSION
             content = run_links(compare_links.load(options.links))
             print(compare_links.table(content))
         else:
             content = run(options)
             print(table(content))
         if options.save:
-            options.save.write_text(json.dumps(content, indent=1) + "\n")
+            saved.write(options.save, *kind, content)
     except SettingsError as error:
         sys.exit(f"error: {error}")
 

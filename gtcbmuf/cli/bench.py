@@ -16,7 +16,7 @@ import time
 
 from gtcbmuf import backends, config, launcher, runtime
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan import inputs, measure
+from gtcbmuf.plan import inputs, measure, saved
 from gtcbmuf.plan.exchanges import Team
 from gtcbmuf.plan.inputs import Inputs
 from gtcbmuf.plan.network import Link, Rates
@@ -74,7 +74,7 @@ def _problem(options) -> str | None:
         return f"--density {options.density}: give a share, more than 0 and at most 1."
     try:
         if options.save:
-            inputs.check_free(options.save, options.force)
+            saved.check_free(options.save, options.force)
     except SettingsError as error:
         return str(error)
     return None

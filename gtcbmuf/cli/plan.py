@@ -15,7 +15,7 @@ import json
 from dataclasses import asdict, replace
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan import advise, inputs
+from gtcbmuf.plan import advise, inputs, saved
 from gtcbmuf.plan.model import METHODS, Job
 from gtcbmuf.plan.network import Link, Rates
 
@@ -56,7 +56,7 @@ def add_to(commands) -> None:
 
 def run(options) -> int:
     if options.plot:
-        inputs.check_free(options.plot, options.force)
+        saved.check_free(options.plot, options.force)
         draw = _matplotlib()
     job = _job(options)
     measured = inputs.load(options.inputs) if options.inputs else inputs.Inputs()

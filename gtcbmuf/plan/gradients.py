@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan.inputs import check_free
+from gtcbmuf.plan.saved import check_free
 
 ELEMENTS = "|elements"
 DTYPES = ("float16", "float32", "float64")

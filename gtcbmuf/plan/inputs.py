@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from gtcbmuf.errors import SettingsError
+from gtcbmuf.plan import saved
 from gtcbmuf.plan.network import Link, Network, Rates
 
 FORMAT, VERSION = "gtcbmuf plan inputs", 2
@@ -26,43 +26,13 @@ class Inputs:
 
 def save(inputs: Inputs, path: str | Path, force: bool = False) -> None:
     """Writes a file; SettingsError if there is one, unless `force`."""
-    check_free(path, force)
-    content = {"format": FORMAT, "version": VERSION, **asdict(inputs)}
-    _write(Path(path), json.dumps(content, indent=2) + "\n")
-
-
-def check_free(path: str | Path, force: bool) -> None:
-    """SettingsError if a file is there already, or cannot be; to be asked before long work."""
-    if not Path(path).parent.is_dir():
-        raise SettingsError(f"{path}: there is no folder {Path(path).parent}; make it first.")
-    if Path(path).exists() and not force:
-        raise SettingsError(f"{path} exists; name another file, or add --force to replace it.")
-
-
-def _write(path: Path, text: str) -> None:
-    """All of it or nothing: what was there stays until the new file is complete."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        part.replace(path)
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be written ({error.strerror}).") from None
+    saved.check_free(path, force)
+    saved.write(path, FORMAT, VERSION, asdict(inputs))
 
 
 def load(path: str | Path) -> Inputs:
     """Reads a file; SettingsError for one that is not there, damaged, or of another version."""
-    try:
-        content = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror}). {MEASURE}") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not JSON, or damaged ({error}). {MEASURE}") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SettingsError(f"{path} holds something else than measured inputs. {MEASURE}")
-    if content.get("version") != VERSION:
-        raise SettingsError(
-            f"{path} is of version {content.get('version')}; this is version {VERSION}. {MEASURE}"
-        )
+    content = saved.read(path, FORMAT, VERSION, "measured inputs", MEASURE)
     kinds = {"inter": Link, "intra": Link, "rates": Rates}
     try:
         read = {name: _read(name, kind, content[name]) for name, kind in kinds.items()}

@@ -7,7 +7,6 @@ import tempfile
 from pathlib import Path
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan import inputs
 
 from . import build, files, packing, peers, tables, unpacking
 from .library import Library
@@ -32,16 +31,7 @@ def options(add) -> None:
     add("--hidden", type=int, default=512, help="units in each of the speech model's two layers (512)")
     add("--steps", type=int, default=40, help="of training before the messages are taken (40)")
     add("--clock", choices=("cpu", "wall"), default="cpu", help="the times that the table shows; a file has both (cpu)")
-    add("--save", type=Path, help="write the results here")
-    add("--force", action="store_true", help="replace that file if it exists")
-    add("--table", type=Path, help="print the tables of a saved file, and measure nothing")
-
-
-def choose(text: str, known, what: str) -> list[str]:
-    chosen = text.split(",")
-    if unknown := set(chosen) - set(known):
-        raise SettingsError(f"{what} {', '.join(sorted(unknown))}: there is no such; choose of {','.join(known)}")
-    return chosen
+    files.options(add)
 
 
 def run_c(folder: str, library: Library, o) -> list[str]:
@@ -56,8 +46,8 @@ def run_c(folder: str, library: Library, o) -> list[str]:
 
 
 def measure(o) -> dict:
-    sections = choose(o.only, SECTIONS, "--only")
-    o.data = choose(o.data, ("speech", "random"), "--data")
+    sections = files.choose(o.only, SECTIONS, "--only")
+    o.data = files.choose(o.data, ("speech", "random"), "--data")
     with tempfile.TemporaryDirectory() as folder:
         library = Library(folder)
         content = {"machine": build.machine(library.variant), "packages": build.packages(PACKAGES), "rounds": o.rounds,
@@ -74,12 +64,4 @@ def measure(o) -> dict:
 
 def run(o) -> None:
     """The command."""
-    if o.table:
-        print(tables.codec(files.load(o.table, PART), o.clock))
-        return
-    if o.save:
-        inputs.check_free(o.save, o.force)
-    content = measure(o)
-    print(tables.codec(content, o.clock))
-    if o.save:
-        files.save(o.save, PART, content)
+    files.command(o, PART, measure, lambda content: tables.codec(content, o.clock))

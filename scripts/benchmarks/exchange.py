@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 
-from links.hosts import Hosts, LinksError, check_machine
+from links.hosts import Hosts
 
-from gtcbmuf.errors import SettingsError
-from gtcbmuf.plan import inputs
-
-from . import files, tables
+from . import files, launch, tables
 
 PART = "exchange"
-RANK = Path(__file__).with_name("exchange_rank.py")
 HERE = "this machine"
 WAYS = {"whole": "the library", "ring": "bare ring", "mpi": "MPI_Iallgather", "buckets": "in buckets"}
 
@@ -29,33 +22,16 @@ def options(add) -> None:
     add("--bodies", type=numbers, default="4e3,4e4,3e5,2e6", help="bytes of each rank (4e3,4e4,3e5,2e6)")
     add("--buckets", type=int, default=64, help="in which the same bytes go as well (64)")
     add("--rounds", type=int, default=15, help="of which the medians are (15)")
-    add("--save", type=Path, help="write the results here")
-    add("--force", action="store_true", help="replace that file if it exists")
-    add("--table", type=Path, help="print the tables of a saved file, and measure nothing")
-
-
-def command(o) -> list[str]:
-    job = {"bodies": o.bodies, "buckets": o.buckets, "rounds": o.rounds}
-    return [sys.executable, "-P", str(RANK), json.dumps(job)]
-
-
-def here(ranks: int, line: list[str]) -> str:
-    mpirun = Path(sys.executable).with_name("mpirun")
-    done = subprocess.run([str(mpirun if mpirun.exists() else "mpirun"), "-n", str(ranks), *line], capture_output=True,
-                          text=True, check=False)  # fmt: skip
-    if done.returncode != 0:
-        raise SettingsError(f"{ranks} ranks failed:\n{done.stdout}{done.stderr}")
-    return done.stdout
+    files.options(add)
 
 
 def measure(o) -> dict:
-    runs, line = [], command(o)
-    for ranks in o.ranks:
-        runs.append({"link": HERE, "per_host": ranks, **json.loads(here(ranks, line).splitlines()[-1])})
+    job = {"bodies": o.bodies, "buckets": o.buckets, "rounds": o.rounds}
+    runs = [{"link": HERE, "per_host": n, **launch.run(n, "exchange.py", job)} for n in o.ranks]
     for rate in o.rates.split(",") if o.rates else []:
         with Hosts(4, rate) as hosts:
             for per_host in o.per_host:
-                found = json.loads(hosts.mpirun(per_host, line).splitlines()[-1])
+                found = json.loads(hosts.mpirun(per_host, launch.command("exchange.py", job)).splitlines()[-1])
                 runs.append({"link": rate, "per_host": per_host, **found})
     return {"buckets": o.buckets, "rounds": o.rounds, "runs": runs}
 
@@ -78,17 +54,4 @@ def table(content: dict) -> str:
 
 def run(o) -> None:
     """The command."""
-    if o.table:
-        print(table(files.load(o.table, PART)))
-        return
-    if o.save:
-        inputs.check_free(o.save, o.force)
-    try:
-        if o.rates:
-            check_machine()
-        content = measure(o)
-    except LinksError as error:
-        raise SettingsError(str(error)) from error
-    print(table(content))
-    if o.save:
-        files.save(o.save, PART, content)
+    files.command(o, PART, measure, table)

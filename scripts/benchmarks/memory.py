@@ -12,7 +12,6 @@ from collections import Counter
 from pathlib import Path
 
 from gtcbmuf.errors import GtcbmufError
-from gtcbmuf.plan import inputs
 
 from . import build, files, launch
 from .tables import rows
@@ -28,9 +27,7 @@ def options(add) -> None:
     add("--layers", type=int, default=12, help="parameters of the model (12)")
     add("--elements", type=lambda text: int(float(text)), default=1_000_000, help="of each (1e6)")
     add("--density", type=float, default=0.01, help="share of the elements that GTC sends (0.01)")
-    add("--save", type=Path, help="write the results here")
-    add("--force", action="store_true", help="replace that file if it exists")
-    add("--table", type=Path, help="print the table of a saved file, and measure nothing")
+    files.options(add)
 
 
 def counter(folder: str) -> Path:
@@ -80,12 +77,4 @@ def table(content: dict) -> str:
 
 def run(o) -> None:
     """The command."""
-    if o.table:
-        print(table(files.load(o.table, PART)))
-        return
-    if o.save:
-        inputs.check_free(o.save, o.force)
-    content = measure(o)
-    print(table(content))
-    if o.save:
-        files.save(o.save, PART, content)
+    files.command(o, PART, measure, table)

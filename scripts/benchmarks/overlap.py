@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import signal
 import statistics
-import sys
-from pathlib import Path
 
 from links import hosts
-
-from gtcbmuf.errors import GtcbmufError
-from gtcbmuf.plan import inputs
 
 from . import build, files, launch
 from .tables import rows
@@ -36,20 +30,12 @@ def options(add) -> None:
     add("--batch", type=int, default=256, help="samples in a real layer's batch; an eighth of it for lstm (256)")
     add("--density", type=float, default=0.01, help="share of the elements that GTC sends (0.01)")
     add("--rounds", type=int, default=15, help="of which the medians are (15)")
-    add("--save", type=Path, help="write the results here")
-    add("--force", action="store_true", help="replace that file if it exists")
-    add("--table", type=Path, help="print the tables of a saved file, and measure nothing")
-
-
-def choose(text: str, known, what: str) -> list[str]:
-    chosen = text.split(",")
-    if unknown := set(chosen) - set(known):
-        raise GtcbmufError(f"{what} {', '.join(sorted(unknown))}: there is no such; choose of {','.join(known)}")
-    return chosen
+    files.options(add)
 
 
 def measure(o) -> dict:
-    kinds, methods = choose(o.compute, COMPUTE, "--compute"), choose(o.methods, METHODS, "--methods")
+    kinds = files.choose(o.compute, COMPUTE, "--compute")
+    methods = files.choose(o.methods, METHODS, "--methods")
     runs = []
     with hosts.Hosts(o.hosts, o.links) if o.links else contextlib.nullcontext() as links:
         for compute in kinds:
@@ -125,17 +111,4 @@ def text(content: dict) -> str:
 
 def run(o) -> None:
     """The command."""
-    if o.table:
-        print(text(files.load(o.table, PART)))
-        return
-    if o.save:
-        inputs.check_free(o.save, o.force)
-    if o.links:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))  # so that the hosts are taken down
-    try:
-        content = measure(o)
-    except hosts.LinksError as error:
-        raise GtcbmufError(str(error)) from None
-    print(text(content))
-    if o.save:
-        files.save(o.save, PART, content)
+    files.command(o, PART, measure, text)

@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 from typing import Self
 
+from gtcbmuf.errors import GtcbmufError
+
 AGENT = Path(__file__).with_name("start_on_host")
 SWITCH = "gtcb-switch"
 SUBNET = "10.78.0"
 
 
-class LinksError(RuntimeError):
+class LinksError(GtcbmufError):
     """The hosts cannot be made or used here; the message says why, and the cure."""
 
 
@@ -55,15 +57,18 @@ class Hosts:
 
     def __enter__(self) -> Self:
         check_machine()
+        # A program that is told to end takes its hosts down.
+        self._before = signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
         try:
             self._make()
         except BaseException:
-            self._remove()
+            self.__exit__()
             raise
         return self
 
     def __exit__(self, *_) -> None:
         self._remove()
+        signal.signal(signal.SIGTERM, self._before)
 
     def _make(self) -> None:
         _ip(f"netns add {SWITCH}")

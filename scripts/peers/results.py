@@ -6,11 +6,10 @@ method, "none", is the same step without an exchange.
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 
-from gtcbmuf.errors import SettingsError
+from gtcbmuf.plan import saved
 
 FORMAT, VERSION = "gtcbmuf beside peers", 1
 KEY = ("link", "ranks", "model", "step_seconds", "asked")
@@ -19,17 +18,7 @@ HEAD = ("link", "ranks", "model", "method", "step [ms]", "exchange [ms]", "/ GTC
 
 def load(path: Path) -> dict:
     """SettingsError for what is no file of this version."""
-    try:
-        content = json.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(f"{path} cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise SettingsError(f"{path} is not JSON, or damaged ({error})") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise SettingsError(f"{path} holds something else than results of scripts/compare_peers")
-    if content.get("version") != VERSION:
-        raise SettingsError(f"{path} is of version {content.get('version')}; this is version {VERSION}: measure again")
-    return content
+    return saved.read(path, FORMAT, VERSION, "results of scripts/compare_peers", "Measure again.")
 
 
 def start(path: Path, **facts) -> None:
@@ -37,7 +26,7 @@ def start(path: Path, **facts) -> None:
     if path.exists():
         load(path)
     else:
-        _write(path, {"format": FORMAT, "version": VERSION, **facts, "runs": []})
+        saved.write(path, FORMAT, VERSION, {**facts, "runs": []})
 
 
 def add(path: Path, run: dict) -> None:
@@ -45,14 +34,7 @@ def add(path: Path, run: dict) -> None:
     content = load(path)
     others = [r for r in content["runs"] if any(r[key] != run[key] for key in KEY)]
     content["runs"] = [*others, run]
-    _write(path, content)
-
-
-def _write(path: Path, content: dict) -> None:
-    """All of it or nothing."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    part.replace(path)
+    saved.write(path, FORMAT, VERSION, content)
 
 
 def exchange(run: dict, method: str) -> list[float]:

@@ -1,6 +1,6 @@
 """What every rank of scripts/bench exchange runs: allgathers of this library beside bare MPI; rank 0 prints JSON.
 
-    mpirun -n 4 python exchange_rank.py '{"bodies": [40000], "rounds": 21, "buckets": 64}'
+    mpirun -n 4 python exchange.py '{"bodies": [40000], "rounds": 21, "buckets": 64}'
 
 The ring is what any allgather of long bodies can do at best where all know all lengths: at each step every rank
 sends the neighbour what came last. The library's ranks learn lengths from headers first, and check what comes.
