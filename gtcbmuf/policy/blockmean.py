@@ -91,14 +91,17 @@ class RoundedMean(BlockMean):
         self.error = parcel.error
 
     def state(self, under_way: bool) -> dict[str, Any]:
-        return {**super().state(under_way), "error": self.error}
+        mean = super().state(under_way)["mean"]
+        return {"mean": None if mean is None else bfloat16.widen(mean), "error": self.error}
 
     def like(self, under_way: bool) -> dict[str, Any]:
-        mean = like(self.elements, np.uint16) if under_way else None
+        """The mean as float32: not every framework has uint16."""
+        mean = like(self.elements, np.float32) if under_way else None
         return {"mean": mean, "error": like(self.elements, self.dtype)}
 
     def load(self, state: dict[str, Any]) -> None:
-        super().load(state)
+        mean = state["mean"]
+        super().load({"mean": None if mean is None else bfloat16.narrow(mean)})
         self.error = state["error"].copy()
 
 

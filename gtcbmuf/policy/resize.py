@@ -14,9 +14,11 @@ def resized(
     """rank 0's state_dict() of another world, as the state of a rank of this one.
 
     here: Machine.identity() of that rank. sums: for each lane Σ r_i over the ranks i of the other
-    world, float64 [elements]; None for a lane without a residual.
+    world, float64 [elements]; None for a lane without a residual. Then, float64 [elements + 1], Σ e_i over
+    its K participants in the mean of models, and K; None where block deltas are not rounded.
 
         r_j = float32( Σ_i r_i / M )        on each of the M ranks here
+        e_j = Σ_i e_i / K                   on each participant: the mean of models passes on the same
 
     W, Δ and τ stay; the counters of the running block are 0 (it begins anew at W_start); a
     controller's k̄, which counts what a group sends, goes with the group's size.
@@ -26,11 +28,15 @@ def resized(
         grown = here["group size"] / state["group size"]
         lanes = [
             _lane(lane, total, here["world size"], grown)
-            for lane, total in zip(state["gradients"]["lanes"], sums, strict=True)
+            for lane, total in zip(state["gradients"]["lanes"], sums[:-1], strict=True)
         ]
         out["gradients"] = {"lanes": lanes, "sequence": None}
     if state["blocks"] is not None:
         out["blocks"] = {**state["blocks"], "steps": 0, "samples": 0}
+        if sums[-1] is not None:
+            mean = state["blocks"]["mean"]
+            error = (sums[-1][:-1] / sums[-1][-1]).astype(mean["error"].dtype)
+            out["blocks"]["mean"] = {**mean, "error": error}
     return out
 
 

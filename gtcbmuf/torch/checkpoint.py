@@ -225,7 +225,7 @@ class _Files:
 def _resize(path: Path, manifest: Manifest, exchange, saved, opt) -> Iterator[None]:
     """`saved`, rank 0's of another world, becomes this rank's: see gtcbmuf/policy/resize.py.
 
-    Each rank reads the residuals of every M-th saved one, and adds them up; all ranks' sums are then added.
+    Each rank reads what every M-th saved one held back, and adds it up; all ranks' sums are then added.
     """
     own = saved["optimizer"]["gtcbmuf"]
     sums, _ = yield from together(exchange, lambda: _partial_sums(path, manifest, exchange, own))
@@ -237,20 +237,24 @@ def _resize(path: Path, manifest: Manifest, exchange, saved, opt) -> Iterator[No
 
 
 def _partial_sums(path: Path, manifest: Manifest, exchange, own) -> list[np.ndarray | None]:
-    lanes = _lanes(own)
-    sums = [np.zeros(len(lane["residual"])) if "residual" in lane else None for lane in lanes]
+    sums = [None if rest is None else np.zeros(len(rest)) for rest in _held_back(own)]
     if any(total is not None for total in sums):
         files = _Files(path, manifest)
         for rank in range(exchange.rank, manifest.world_size, exchange.size):
-            for total, lane in zip(sums, _lanes(files.tree(rank)["optimizer"]["gtcbmuf"]), strict=True):
-                if total is not None:
-                    total += lane["residual"].numpy()
+            for total, rest in zip(sums, _held_back(files.tree(rank)["optimizer"]["gtcbmuf"]), strict=True):
+                if total is not None and rest is not None:
+                    total += rest
     return sums
 
 
-def _lanes(own: dict[str, Any]) -> list[dict[str, Any]]:
-    gradients = own["worker"]["gradients"]
-    return [] if gradients is None else gradients["lanes"]
+def _held_back(own: dict[str, Any]) -> list[np.ndarray | None]:
+    """What a rank has yet to pass on: each lane's residual; last the rounding error of its block deltas,
+    with a 1 behind it, so that a sum counts the participants."""
+    gradients, blocks = own["worker"]["gradients"], own["worker"]["blocks"]
+    lanes = [] if gradients is None else gradients["lanes"]
+    error = ((blocks or {}).get("mean") or {}).get("error")
+    return [*(lane["residual"].numpy() if "residual" in lane else None for lane in lanes),
+            None if error is None else np.append(error.numpy(), 1.0)]  # fmt: skip
 
 
 def _apply(saved, model, opt, exact: bool) -> None:

@@ -27,7 +27,9 @@ STRATEGIES = {
     "dense": (hvd.Dense(), [[0, 1]]),
     "gtc": (GTC, [[0, 1, 2]]),
     "bmuf": (BLOCK, [[0], [1]]),
+    "rounded": (hvd.BMUF(sync_period=3, sync_dtype="bfloat16", sync_overlap=True), [[0], [1]]),
     "hybrid": (hvd.Hybrid(GTC, BLOCK), [[0, 1], [2, 3]]),
+    "rounded hybrid": (hvd.Hybrid(GTC, hvd.BMUF(sync_period=3, sync_dtype="bfloat16", sync_overlap=True)), [[0, 1], [2, 3]]),
     "flush": (hvd.Hybrid(hvd.GTC(**NO_DENSE), BLOCK, residuals="flush"), [[0, 2], [1]]),
     "warm-up": (hvd.Hybrid(GTC, hvd.BMUF(sync_period=3, warmup_steps=5)), [[0, 1], [2]]),
 }

@@ -82,6 +82,26 @@ def test_bmuf_keeps_w_and_delta(tmp_path, ranks):
     train_virtual(others, 4, first=4)
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("members, other", [([[0], [1], [2]], [[0], [1]]), ([[0, 1], [2, 3]], [[0, 1], [2]]), ([[0, 1]], [[0], [1]])])
+def test_rounding_errors_pass_on_the_same_to_the_mean_of_models(tmp_path, members, other, overlap):
+    strategy = hvd.BMUF(sync_period=3, sync_dtype="bfloat16", sync_overlap=overlap)
+    if len(members[0]) > 1:
+        strategy = hvd.Hybrid(hvd.GTC(**NO_DENSE), strategy)
+    nets, others = moved(tmp_path, strategy, members, other, steps=4)
+    saved, here = ([o._worker.state()["blocks"]["mean"] for _, o in n] for n in (nets, others))
+    saved, here = ([mean for mean in means if mean is not None] for means in (saved, here))
+    assert (len(saved), len(here)) == (len(members), len(other))  # the participants
+    mean = np.mean([m["error"] for m in saved], axis=0, dtype=np.float64).astype(np.float32)
+    assert np.abs(mean).max() > 0
+    for own in here:
+        assert np.array_equal(own["error"], mean)
+        assert (own["mean"] is None) == (not overlap)
+        assert not overlap or np.array_equal(own["mean"], saved[0]["mean"])
+    path = train_virtual(others, 5, first=4)
+    assert np.isfinite(path).all()
+
+
 def test_momentum_of_a_bmuf_that_follows_the_number_of_ranks(tmp_path):
     """η = 1 - 1/N is of the new N; W_start with it."""
     strategy = hvd.BMUF(sync_period=3)

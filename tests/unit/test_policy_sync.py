@@ -261,7 +261,7 @@ def caught(worker, model, errors):
 
 @pytest.mark.parametrize("change, says", [
     (lambda b: b["mean"].update(error=np.zeros(778)), r"float64 \[778\] for error"),
-    (lambda b: b["mean"].update(mean=np.zeros(778, np.float32)), r"float32 \[778\] for mean"),
+    (lambda b: b["mean"].update(mean=np.zeros(778, np.uint16)), r"uint16 \[778\] for mean"),
     (lambda b: b.pop("origin"), "lacks 'origin'"),
 ])  # fmt: skip
 def test_a_damaged_state_is_refused(change, says):
