@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from _pytest.runner import runtestprotocol
+from exchanges import either, exchange, threaded  # noqa: F401 (fixtures)
 from mpi4py import MPI
 
 COMM = MPI.COMM_WORLD.Dup()  # the agreement must not meet a test's own traffic
