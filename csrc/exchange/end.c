@@ -13,7 +13,7 @@ uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
    everything comes from one rank: the nearest before it whose body has not come. */
 bool gtcb_mark_late(gtcb_op *op)
 {
-    bool any = gtcb_ring_mark_late(op);
+    bool any = gtcb_mail_mark_late(op) || gtcb_ring_mark_late(op);
     for (int sends = 0; sends < 2 && !any; sends++)
         for (size_t i = 0; i < op->batch.count; i++)
             if (sends || op->batch.pending[i].transfer.slot != GTCB_NO_SLOT) {

@@ -18,6 +18,8 @@ static double monotonic(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+#define START_ELEMENTS 65536       /* some 20 us of encoding */
+
 /* -- driving: with `drive` held -------------------------------------------------------------------- */
 
 static gtcb_op *next_queued(gtcb_exchange *x)
@@ -32,7 +34,9 @@ static gtcb_op *next_queued(gtcb_exchange *x)
     return op;
 }
 
-static bool start_next(gtcb_exchange *x)
+/* The next in the queue; adds to what has been begun in this round, so that hellos of small ones go in one letter, and
+   that of a large one does not wait for others. */
+static bool start_next(gtcb_exchange *x, uint64_t *elements)
 {
     gtcb_op *op = x->active_count < GTCB_WINDOW || x->failed ? next_queued(x) : NULL;
     if (!op)
@@ -43,7 +47,19 @@ static bool start_next(gtcb_exchange *x)
     *end = op;
     x->active_count++;
     gtcb_op_start(op);
-    return true;
+    *elements += op->elements;
+    return op->stage != GTCB_DONE;
+}
+
+static bool start_some(gtcb_exchange *x)
+{
+    uint64_t elements = 0;
+    size_t before = x->active_count;
+    while (elements < START_ELEMENTS && start_next(x, &elements))
+        ;
+    if (x->active_count > before)
+        gtcb_mail_send(x);
+    return x->active_count > before;
 }
 
 void gtcb_op_finish(gtcb_op *op)
@@ -70,7 +86,8 @@ void gtcb_op_finish(gtcb_op *op)
 
 static bool drive_exchange(gtcb_exchange *x)
 {
-    bool moved = start_next(x);
+    bool moved = start_some(x);
+    moved |= gtcb_mail_poll(x);
     for (gtcb_op **link = &x->active; *link;) {
         gtcb_op *op = *link;
         if (op->stage != GTCB_DONE)

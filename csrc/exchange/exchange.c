@@ -21,6 +21,8 @@ gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, const uint
         status = gtcb_batch_init(&x->farewells, mpi, comm, 1, GTCB_HEADER_BYTES);
     if (!status)
         status = gtcb_batch_init(&x->heard, mpi, comm, 1, GTCB_HEADER_BYTES);
+    if (!status)
+        status = gtcb_mail_open(x);
     if (status) {
         gtcb_exchange_free(x);
         return status;
@@ -79,7 +81,7 @@ bool gtcb_exchange_close(gtcb_exchange *x)
         link = &(*link)->next;
     if (*link)
         *link = x->next;
-    bool clean = !x->abandoned && x->farewells.count == 0 && x->heard.count == 0;
+    bool clean = !x->abandoned && x->farewells.count == 0 && x->heard.count == 0 && gtcb_mail_is_idle(x);
     pthread_mutex_unlock(&engine->drive);
     return clean;
 }
@@ -92,6 +94,7 @@ void gtcb_exchange_free(gtcb_exchange *x)
     }
     gtcb_batch_free(&x->farewells);
     gtcb_batch_free(&x->heard);
+    gtcb_mail_free(x);
     free(x->ring);
     free(x);
 }

@@ -59,7 +59,7 @@ static uint8_t *body_of(gtcb_op *op, uint32_t rank)
     if (lies_in_own(op, rank))
         return op->own.data + GTCB_HEADER_BYTES;
     if (rank != op->exchange->rank && came_with_header(op, rank))
-        return gtcb_op_header_of(op, rank) + GTCB_HEADER_BYTES;
+        return gtcb_op_short_body(op, rank);
     return op->bodies.data + op->offsets[rank];
 }
 
@@ -88,7 +88,7 @@ static gtcb_status begin(gtcb_op *op)
         memcpy(body_of(op, x->rank), op->array, body_bytes(op, x->rank));
     for (uint32_t r = 0; r < x->size; r++)
         if (r != x->rank && came_with_header(op, r))
-            gtcb_op_short_body(op, r, body_bytes(op, r));
+            gtcb_op_check_short_body(op, r, body_bytes(op, r));     /* sound or not: the others want the long ones */
     if (gtcb_goes_around(x, longest))
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;

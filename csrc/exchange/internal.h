@@ -40,6 +40,8 @@ gtcb_status gtcb_check_part(gtcb_op *op, const void *header, const void *body, u
 typedef struct gtcb_buffer { uint8_t *data; size_t capacity; } gtcb_buffer;
 /* Grows only, with room to spare; contents are lost when it grows. 64-byte aligned, and readable 64 bytes beyond. */
 gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes);
+/* The same, but the first `used` bytes stay. */
+gtcb_status gtcb_buffer_extend(gtcb_buffer *buffer, size_t used, size_t bytes);
 
 /* -- operations ------------------------------------------------------------------------------------ */
 
@@ -55,6 +57,8 @@ typedef struct gtcb_op_class {
 } gtcb_op_class;
 
 extern const gtcb_op_class gtcb_encode_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
+
+typedef struct gtcb_letter gtcb_letter;
 
 typedef enum gtcb_stage { GTCB_QUEUED, GTCB_HEADERS, GTCB_BODIES, GTCB_DONE } gtcb_stage;
 
@@ -78,13 +82,18 @@ struct gtcb_op {
     bool complete;                 /* it owes nobody anything */
     unsigned phase;                /* of the bodies, as the class counts them */
     gtcb_span hello;               /* what goes to all first: the announcement, and behind it a short body */
+    gtcb_letter *letter;           /* in which it goes, until that has gone */
+    uint8_t *greeted;              /* [size] whose hello has come */
+    uint32_t ungreeted;            /* how many have not */
     bool around;                   /* bodies travel in the ring */
     uint32_t passed;               /* so many of them to the next rank */
     gtcb_batch batch;
     uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
     uint8_t *late;                 /* [size] ranks that had not come at the deadline */
     uint8_t announcement[GTCB_HEADER_BYTES];
-    gtcb_buffer headers;           /* [size] of all ranks, with room for a short body behind each */
+    gtcb_buffer headers;           /* [size] of all ranks */
+    gtcb_buffer shorts;            /* bodies that came with their headers, */
+    size_t *short_at, *short_bytes, shorts_end;     /* [size] and where they lie */
     gtcb_buffer own;               /* own message, or headers of own shards */
     gtcb_buffer bodies;            /* what arrives */
     size_t *offsets;               /* [size] into bodies */
@@ -92,6 +101,19 @@ struct gtcb_op {
     gtcb_failure failure;
     atomic_bool done;
 };
+
+/* letters.c */
+typedef struct gtcb_inbox { uint8_t *letter; size_t at, end; uint32_t number; bool awaited; } gtcb_inbox;
+typedef struct gtcb_mail {
+    size_t letter_bytes;           /* of the longest */
+    gtcb_letter *draft;            /* not sent yet */
+    gtcb_letter *going, *blank;
+    uint32_t number;               /* letters written */
+    gtcb_batch coming;             /* a slot for each rank */
+    gtcb_inbox *inboxes;           /* [size] what has come of each and is not read yet */
+    uint64_t *owed;                /* [size] hellos for operations that wait for them */
+    uint8_t *letters;              /* the memory of the inboxes */
+} gtcb_mail;
 
 struct gtcb_exchange {
     gtcb_engine *engine;
@@ -105,6 +127,7 @@ struct gtcb_exchange {
     gtcb_op *idle;                 /* lock */
     gtcb_op *active;               /* drive; in order of sequence */
     size_t active_count;           /* drive */
+    gtcb_mail mail;                /* drive */
     bool abandoned;                /* drive: transfers may still be pending, or messages unread */
     gtcb_failure failure;          /* lock: the first */
     bool failed;                   /* drive */
@@ -140,6 +163,8 @@ void gtcb_op_finish(gtcb_op *op);
 /* Notes a failure, unless there is one already. */
 gtcb_status gtcb_op_fail(gtcb_op *op, gtcb_status status, uint32_t rank, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+/* A transfer of `batch` failed with `status`. */
+gtcb_status gtcb_op_transfer_failed(gtcb_op *op, const gtcb_batch *batch, gtcb_status status);
 const char *gtcb_op_describe(const gtcb_op *op, char *text, size_t bytes);
 
 /* For the classes: transfers of this operation. `phase` keeps the tags of its rounds apart. */
@@ -152,13 +177,25 @@ uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank);
 bool gtcb_is_short(const gtcb_exchange *exchange, size_t bytes);
 /* Puts a short body behind the announcement, into op->own. */
 gtcb_status gtcb_op_say(gtcb_op *op, const void *body, size_t bytes);
-/* Behind the header of another rank: counts and validates its short body, and returns it. */
-uint8_t *gtcb_op_short_body(gtcb_op *op, uint32_t rank, size_t bytes);
+/* Counts and validates the body of so many bytes that came with another rank's header. */
+gtcb_status gtcb_op_check_short_body(gtcb_op *op, uint32_t rank, size_t bytes);
+uint8_t *gtcb_op_short_body(gtcb_op *op, uint32_t rank);
 void gtcb_exchange_stop(gtcb_exchange *exchange, const gtcb_failure *failure);
 uint64_t gtcb_first_not_begun(gtcb_exchange *exchange);
 bool gtcb_mark_late(gtcb_op *op);
 void gtcb_engine_enqueue(gtcb_op *op);      /* without `drive` */
 bool gtcb_drive_all(gtcb_engine *engine);   /* one round; true if anything moved */
+
+/* letters.c: what operations tell all ranks first */
+gtcb_status gtcb_mail_open(gtcb_exchange *exchange);
+void gtcb_mail_free(gtcb_exchange *exchange);
+size_t gtcb_longest_short_body(const gtcb_exchange *exchange);
+gtcb_status gtcb_mail_write(gtcb_op *op);             /* into the draft */
+void gtcb_mail_send(gtcb_exchange *exchange);         /* the draft; whoever fails by it is done */
+bool gtcb_mail_poll(gtcb_exchange *exchange);         /* true if anything moved */
+bool gtcb_mail_is_through(gtcb_op *op);               /* own hello gone, all others' here */
+bool gtcb_mail_mark_late(gtcb_op *op);
+bool gtcb_mail_is_idle(const gtcb_exchange *exchange);
 
 typedef struct gtcb_pace { unsigned idle; int slack; } gtcb_pace;
 void gtcb_back_off(gtcb_pace *pace, bool moved);

@@ -5,13 +5,11 @@
 
 #include "exchange/internal.h"
 
-/* Headers of all operations have one tag: MPI then matches them in the order of posting, so that ranks which post
-   different operations meet at their headers. Bodies have tags of their own operation and round; the numbers
-   come again after 2048 operations, of which GTCB_WINDOW at most are under way. MPI allows tags up to 32767. */
-#define HEADER_TAG 0
+/* Bodies have tags of their own operation and round; the numbers come again after 2048 operations, of which
+   GTCB_WINDOW at most are under way. MPI allows tags up to 32767; 0 is that of letters. */
 #define TAG_OF(op, phase) (1 + (int)((op)->sequence % 2048) * 4 + (int)(phase))
 
-gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes)
+gtcb_status gtcb_buffer_extend(gtcb_buffer *buffer, size_t used, size_t bytes)
 {
     const size_t pad = 64;
     if (bytes <= buffer->capacity)
@@ -19,26 +17,26 @@ gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes)
     if (bytes > SIZE_MAX / 2)
         return GTCB_NO_MEMORY;
     size_t capacity = bytes + (buffer->capacity ? bytes / 4 : 0);    /* lengths vary from step to step */
-    free(buffer->data);
-    buffer->capacity = 0;
-    buffer->data = aligned_alloc(64, (capacity + pad + 63) / 64 * 64);
-    if (!buffer->data)
+    uint8_t *grown = aligned_alloc(64, (capacity + pad + 63) / 64 * 64);
+    if (!grown)
         return GTCB_NO_MEMORY;
-    buffer->capacity = capacity;
+    if (used)
+        memcpy(grown, buffer->data, used);
+    free(buffer->data);
+    *buffer = (gtcb_buffer){grown, capacity};
     return GTCB_OK;
 }
 
-/* With many small buckets messages cost more than their bytes: a short body saves one message to each rank, and a round.
-   The limit keeps the room for all ranks' headers small, and what comes below the length that MPIs send at once. */
-#define SHORT_BYTES 2048
-
-static size_t hello_bytes(const gtcb_exchange *x)
+gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes)
 {
-    size_t longest = GTCB_HEADER_BYTES + SHORT_BYTES;
-    return x->engine->settings.piece_bytes >= longest ? longest : GTCB_HEADER_BYTES;
+    if (bytes > buffer->capacity) {      /* before the new memory is taken */
+        free(buffer->data);
+        buffer->data = NULL;
+    }
+    return gtcb_buffer_extend(buffer, 0, bytes);
 }
 
-bool gtcb_is_short(const gtcb_exchange *x, size_t bytes) { return bytes <= hello_bytes(x) - GTCB_HEADER_BYTES; }
+bool gtcb_is_short(const gtcb_exchange *x, size_t bytes) { return bytes <= gtcb_longest_short_body(x); }
 
 static const gtcb_op_class *class_of(gtcb_operation operation)
 {
@@ -61,12 +59,16 @@ gtcb_op *gtcb_op_create(gtcb_exchange *x, gtcb_operation operation, uint32_t buc
     op->bucket = bucket;
     op->seen = malloc(x->size);
     op->late = malloc(x->size);
+    op->greeted = malloc(x->size);
     op->offsets = calloc(x->size, sizeof *op->offsets);
+    op->short_at = calloc(2 * (size_t)x->size, sizeof *op->short_at);
     gtcb_status status = gtcb_batch_init(&op->batch, &x->engine->settings.mpi, x->comm, x->size, x->engine->settings.piece_bytes);
-    if (!op->seen || !op->late || !op->offsets || status || gtcb_buffer_need(&op->headers, (size_t)x->size * hello_bytes(x))) {
+    if (!op->seen || !op->late || !op->greeted || !op->offsets || !op->short_at || status ||
+        gtcb_buffer_need(&op->headers, (size_t)x->size * GTCB_HEADER_BYTES)) {
         gtcb_op_destroy(op);
         return NULL;
     }
+    op->short_bytes = op->short_at + x->size;
     return op;
 }
 
@@ -75,7 +77,10 @@ void gtcb_op_destroy(gtcb_op *op)
     gtcb_batch_free(&op->batch);
     free(op->seen);
     free(op->late);
+    free(op->greeted);
     free(op->offsets);
+    free(op->short_at);
+    free(op->shorts.data);
     free(op->segments.data);
     free(op->headers.data);
     free(op->own.data);
@@ -83,7 +88,8 @@ void gtcb_op_destroy(gtcb_op *op)
     free(op);
 }
 
-uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank) { return op->headers.data + rank * hello_bytes(op->exchange); }
+uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank) { return op->headers.data + (size_t)rank * GTCB_HEADER_BYTES; }
+uint8_t *gtcb_op_short_body(gtcb_op *op, uint32_t rank) { return op->shorts.data + op->short_at[rank]; }
 
 gtcb_status gtcb_op_say(gtcb_op *op, const void *body, size_t bytes)
 {
@@ -96,13 +102,13 @@ gtcb_status gtcb_op_say(gtcb_op *op, const void *body, size_t bytes)
     return GTCB_OK;
 }
 
-uint8_t *gtcb_op_short_body(gtcb_op *op, uint32_t rank, size_t bytes)
+gtcb_status gtcb_op_check_short_body(gtcb_op *op, uint32_t rank, size_t bytes)
 {
-    uint8_t *header = gtcb_op_header_of(op, rank), *body = header + GTCB_HEADER_BYTES;
+    if (op->short_bytes[rank] != bytes)
+        return gtcb_op_fail(op, GTCB_TRUNCATED, rank, "rank %u, bucket %u, sequence %llu: a body of %zu bytes came, the header says %zu", rank,
+                            op->bucket, (unsigned long long)op->sequence, op->short_bytes[rank], bytes);
     op->batch.bytes_received += bytes;
-    if (bytes)
-        gtcb_op_validate(op, header, body, bytes, rank);
-    return body;
+    return bytes ? gtcb_op_validate(op, gtcb_op_header_of(op, rank), gtcb_op_short_body(op, rank), bytes, rank) : GTCB_OK;
 }
 
 gtcb_status gtcb_op_fail(gtcb_op *op, gtcb_status status, uint32_t rank, const char *format, ...)
@@ -121,15 +127,16 @@ gtcb_status gtcb_op_fail(gtcb_op *op, gtcb_status status, uint32_t rank, const c
     return status;
 }
 
-static gtcb_status transfer_failed(gtcb_op *op, gtcb_status status)
+gtcb_status gtcb_op_transfer_failed(gtcb_op *op, const gtcb_batch *batch, gtcb_status status)
 {
     char text[512] = "no memory for requests", what[160];
     if (status == GTCB_MPI_ERROR)
-        gtcb_mpi_error_text(op->batch.mpi, op->batch.mpi_code, text, sizeof text);
-    gtcb_op_fail(op, status, op->exchange->rank, "%s, sequence %llu: %s", gtcb_op_describe(op, what, sizeof what),
-                 (unsigned long long)op->sequence, text);
-    return status;
+        gtcb_mpi_error_text(batch->mpi, batch->mpi_code, text, sizeof text);
+    return gtcb_op_fail(op, status, op->exchange->rank, "%s, sequence %llu: %s", gtcb_op_describe(op, what, sizeof what),
+                        (unsigned long long)op->sequence, text);
 }
+
+static gtcb_status transfer_failed(gtcb_op *op, gtcb_status status) { return gtcb_op_transfer_failed(op, &op->batch, status); }
 
 gtcb_status gtcb_op_send(gtcb_op *op, const void *data, size_t bytes, uint32_t peer, unsigned phase)
 {
@@ -156,19 +163,14 @@ gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t
     return status;
 }
 
-static gtcb_status exchange_headers(gtcb_op *op)
+static gtcb_status say_hello(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    gtcb_status status = GTCB_OK;
     memcpy(gtcb_op_header_of(op, x->rank), op->announcement, GTCB_HEADER_BYTES);
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        status = gtcb_batch_receive(&op->batch, gtcb_op_header_of(op, peer), hello_bytes(x), peer, HEADER_TAG, peer);
-    }
-    op->batch.bytes_received = (uint64_t)(x->size - 1) * GTCB_HEADER_BYTES;     /* what has room need not come */
-    for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_batch_send(&op->batch, op->hello.data, op->hello.bytes, gtcb_peer(x, i), HEADER_TAG);
-    return status ? transfer_failed(op, status) : GTCB_OK;
+    op->batch.bytes_received = (uint64_t)(x->size - 1) * GTCB_HEADER_BYTES;
+    op->batch.bytes_sent = (uint64_t)(x->size - 1) * op->hello.bytes;
+    gtcb_status status = gtcb_mail_write(op);
+    return status ? gtcb_op_fail(op, status, x->rank, "no memory for a letter") : GTCB_OK;
 }
 
 void gtcb_op_start(gtcb_op *op)
@@ -181,6 +183,7 @@ void gtcb_op_start(gtcb_op *op)
     op->around = false;
     op->passed = 0;
     op->batch.receive_ahead = false;
+    op->letter = NULL;
     op->unsent = true;
     op->complete = false;
     if (x->failed) {
@@ -196,7 +199,7 @@ void gtcb_op_start(gtcb_op *op)
     op->started = x->engine->settings.now();
     if (!status) {
         op->unsent = false;
-        status = exchange_headers(op);
+        status = say_hello(op);
     }
     op->stage = status ? GTCB_DONE : GTCB_HEADERS;
 }
@@ -244,7 +247,7 @@ bool gtcb_op_advance(gtcb_op *op)
     if (finished && op->stage == GTCB_BODIES)
         handle_arrivals(op);
     bool moved = finished > 0;
-    while (op->batch.count == 0 && op->stage != GTCB_DONE) {
+    while (op->batch.count == 0 && op->stage != GTCB_DONE && (op->stage != GTCB_HEADERS || gtcb_mail_is_through(op))) {
         moved = true;
         if (next_stage(op))
             op->stage = GTCB_DONE;

@@ -89,8 +89,8 @@ static gtcb_status begin(gtcb_op *op)
     gtcb_status status = GTCB_OK;
     size_t expected = part_bytes(op, own_shard(op));
     for (uint32_t r = 0; r < x->size && is_short(op); r++)
-        if (r != x->rank && expected)
-            memcpy(slot_of(op, r) + GTCB_HEADER_BYTES, gtcb_op_short_body(op, r, expected), expected);
+        if (r != x->rank && !gtcb_op_check_short_body(op, r, expected) && expected)
+            memcpy(slot_of(op, r) + GTCB_HEADER_BYTES, gtcb_op_short_body(op, r), expected);
     if (is_short(op))
         return GTCB_OK;
     for (uint32_t i = 1; i < x->size && expected && !status; i++) {
