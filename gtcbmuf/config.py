@@ -25,6 +25,7 @@ class Config:
     threads: int | None = None
     timeout_seconds: float = 600.0
     progress_thread: bool | None = None
+    shared_memory: bool = True
     require_native: bool = False
 
 
@@ -88,6 +89,9 @@ SETTINGS = (
             "How long to wait for the other ranks before a DeadlineError says who is missing."),
     Setting("progress_thread", _flag, "0 or 1", "1 if MPI offers MPI_THREAD_MULTIPLE, else 0",
             "Exchange in the background, or only while the program waits."),
+    Setting("shared_memory", _flag, "0 or 1", "1",
+            "Whether ranks on one host read each other's messages where they lie, or MPI carries all. "
+            "It takes 8 MiB of /dev/shm for each rank and group of ranks."),
     Setting("require_native", _flag, "0 or 1", "0",
             "For test runs: a missing C extension is a failure where it would be a skip."),
 )  # fmt: skip

@@ -136,6 +136,11 @@ class MpiExchange:
     def sequence(self, value: int) -> None:
         self._core.sequence = value
 
+    def share(self, windows: Sequence[np.ndarray]) -> None:
+        """Bodies through memory that all ranks share: a window of each rank, uint8 of one length, zeros at first.
+        Before the first operation, and on all ranks or none; see gtcbmuf.windows."""
+        self._core.share(list(windows))
+
     def max_sent(self, elements: int, message_bytes: int) -> int:
         """Most elements of a bucket that a message of so many bytes is sure to hold; 0: none."""
         return _core.max_sent(elements, message_bytes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gtcbmuf import agreement, config, launcher
+from gtcbmuf import agreement, config, launcher, windows
 from gtcbmuf import groups as grouping
 from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
 
@@ -26,6 +26,7 @@ class _Runtime:
     local_size: int
     engine: Any
     world: Any
+    shared_memory: bool = True  # as the settings have it
     beside: Any = None
     exchanges: list = field(default_factory=list)  # (exchange, its communicator)
     groups: dict = field(default_factory=dict)
@@ -51,7 +52,8 @@ def init() -> None:
     settings = _together(comm, config.current)
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
     place = (local.bcast(comm.rank), MPI.Get_processor_name())
-    runtime = _Runtime(MPI, comm, comm.allgather(place), local.rank, local.size, None, None)
+    runtime = _Runtime(MPI, comm, comm.allgather(place), local.rank, local.size, None, None,
+                       settings.shared_memory)  # fmt: skip
     local.Free()
     runtime.engine = _together(comm, lambda: _engine(runtime, settings))
     runtime.world = _open(runtime, comm.Dup(), range(comm.size))
@@ -89,6 +91,10 @@ def _open(runtime, comm, ranks):
 
     hosts = ranks and [runtime.hosts[rank][0] for rank in ranks]
     exchange = MpiExchange(runtime.engine, comm, hosts)
+    if runtime.shared_memory and hosts and comm.size > 1 and len(set(hosts)) == 1:
+        shared = windows.open_windows(comm)
+        if shared is not None:
+            exchange.share(shared)
     runtime.exchanges.append((exchange, comm))
     return exchange
 

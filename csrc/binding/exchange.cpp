@@ -60,6 +60,7 @@ struct Exchange {
     nb::object engine;                         // kept alive
     gtcb_exchange *exchange = nullptr;
     bool closed = false, clean = true;
+    std::vector<WriteArray> windows;
     std::list<Flight> orphans;                 // of tickets that were dropped before they were done
 
     Exchange(nb::object owner, uint64_t comm, const std::vector<uint32_t> &hosts) : engine(owner)
@@ -258,6 +259,23 @@ static nb::list late(Ticket &t)
     return ranks;
 }
 
+// The windows stay as long as the exchange, and so as long as what has been received in them.
+static void share(Exchange &x, nb::handle windows)
+{
+    std::vector<WriteArray> arrays;
+    std::vector<uint8_t *> pointers;
+    for (nb::handle window : windows) {
+        arrays.push_back(nb::cast<WriteArray>(window, false));
+        pointers.push_back((uint8_t *) arrays.back().data());
+        if (arrays.back().dtype() != nb::dtype<uint8_t>() || arrays.back().size() != arrays.front().size())
+            throw nb::value_error("windows are uint8 arrays of one length");
+    }
+    if (arrays.size() != gtcb_exchange_size(x.exchange))
+        throw nb::value_error("a window of each rank is needed");
+    check(gtcb_exchange_share(x.exchange, pointers.data(), arrays.front().size()));
+    x.windows = std::move(arrays);
+}
+
 static nb::dict counters(Exchange &x)
 {
     gtcb_counters c = gtcb_exchange_counters(x.exchange);
@@ -311,6 +329,7 @@ void bind_exchange(nb::module_ &m)
     nb::class_<Exchange>(m, "Exchange")
         .def(nb::init<nb::object, uint64_t, const std::vector<uint32_t> &>(), "engine"_a, "comm"_a, "hosts"_a)
         .def("close", &Exchange::close)
+        .def("share", share, "windows"_a)
         .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
              "threshold"_a, "max_sent"_a.none())
         .def("post_allreduce", post_allreduce, "array"_a.noconvert(), "weight"_a, "mean"_a, "bucket"_a)

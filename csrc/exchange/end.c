@@ -86,6 +86,7 @@ bool gtcb_op_release(gtcb_op *op)
         return false;
     size_t kept = 0;
     pthread_mutex_lock(&x->engine->lock);
+    gtcb_window_give_back(op);
     for (gtcb_op *other = x->idle; other; other = other->next)
         kept += other->operation == op->operation && other->bucket == op->bucket;
     if (kept < GTCB_KEPT) {

@@ -95,6 +95,7 @@ void gtcb_exchange_free(gtcb_exchange *x)
     gtcb_batch_free(&x->farewells);
     gtcb_batch_free(&x->heard);
     gtcb_mail_free(x);
+    gtcb_window_free(x);
     free(x->ring);
     free(x);
 }

@@ -57,6 +57,10 @@ typedef struct gtcb_counters {
 /* `comm` is for this exchange alone. `hosts`: [size of comm] a number for the host of each rank, the same on all ranks;
    NULL: all are on one host. */
 gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, const uint32_t *hosts, gtcb_exchange **out);
+/* Memory that all ranks of the exchange share, if they are on one host: windows[r], `bytes` long on every rank and zeros at
+   first, is rank r's, which alone writes there. To be called on all ranks or none, before the first operation; the memory
+   must stay until the exchange is freed. Bodies then need no messages. */
+gtcb_status gtcb_exchange_share(gtcb_exchange *exchange, uint8_t *const *windows, size_t bytes);
 /* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers, or messages may lie unread: then
    the exchange and those operations must be left alone for good, and no rank may free the communicator. */
 bool gtcb_exchange_close(gtcb_exchange *exchange);

@@ -27,6 +27,8 @@ static gtcb_status prepare_encode(gtcb_op *op)
     status = gtcb_read_header(op->announcement, &header);
     if (!status && gtcb_is_short(x, header.body_bytes))
         op->hello = (gtcb_span){op->own.data, GTCB_HEADER_BYTES + header.body_bytes};
+    else if (!status)
+        gtcb_window_put(op, op->own.data + GTCB_HEADER_BYTES, header.body_bytes);
     pthread_mutex_lock(&engine->lock);
     x->counters.encode_seconds += engine->settings.now() - begin;
     if (!(header.flags & GTCB_FLAG_NON_FINITE))
@@ -43,7 +45,11 @@ static gtcb_status prepare_allgather(gtcb_op *op)
     gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, op->array, bytes, 1, op->sequence,
                                                gtcb_pack_bucket(GTCB_ALLGATHER, op->element, op->bucket), x->rank,
                                                op->announcement);
-    return status || !gtcb_is_short(x, bytes) ? status : gtcb_op_say(op, op->array, bytes);
+    if (!status && gtcb_is_short(x, bytes))
+        return gtcb_op_say(op, op->array, bytes);
+    if (!status)
+        gtcb_window_put(op, op->array, bytes);
+    return status;
 }
 
 static size_t body_bytes(gtcb_op *op, uint32_t rank)
@@ -52,6 +58,8 @@ static size_t body_bytes(gtcb_op *op, uint32_t rank)
 }
 
 static bool came_with_header(gtcb_op *op, uint32_t rank) { return gtcb_is_short(op->exchange, body_bytes(op, rank)); }
+static uint32_t place_of(gtcb_op *op, uint32_t rank) { return rank == op->exchange->rank ? op->place : op->places[rank]; }
+static bool travels(gtcb_op *op, uint32_t rank) { return !came_with_header(op, rank) && !place_of(op, rank); }
 static bool lies_in_own(gtcb_op *op, uint32_t rank) { return rank == op->exchange->rank && op->operation == GTCB_ENCODE; }
 
 static uint8_t *body_of(gtcb_op *op, uint32_t rank)
@@ -60,12 +68,24 @@ static uint8_t *body_of(gtcb_op *op, uint32_t rank)
         return op->own.data + GTCB_HEADER_BYTES;
     if (rank != op->exchange->rank && came_with_header(op, rank))
         return gtcb_op_short_body(op, rank);
+    if (place_of(op, rank))
+        return gtcb_window_at(op->exchange, rank, place_of(op, rank), body_bytes(op, rank));
     return op->bodies.data + op->offsets[rank];
 }
 
 static gtcb_spans spans(gtcb_op *op, uint32_t rank)
 {
-    return (gtcb_spans){{{body_of(op, rank), came_with_header(op, rank) ? 0 : body_bytes(op, rank)}}};
+    return (gtcb_spans){{{body_of(op, rank), travels(op, rank) ? body_bytes(op, rank) : 0}}};
+}
+
+static void check_placed(gtcb_op *op, uint32_t rank)
+{
+    uint8_t *body = body_of(op, rank);
+    if (body)
+        gtcb_op_validate(op, gtcb_op_header_of(op, rank), body, body_bytes(op, rank), rank);
+    else
+        gtcb_op_fail(op, GTCB_BAD_HEADER, rank, "rank %u, bucket %u, sequence %llu: a body of %zu bytes outside its window", rank, op->bucket,
+                     (unsigned long long)op->sequence, body_bytes(op, rank));
 }
 
 static gtcb_status begin(gtcb_op *op)
@@ -75,7 +95,7 @@ static gtcb_status begin(gtcb_op *op)
     for (uint32_t r = 0; r < x->size; r++) {
         op->offsets[r] = need;
         longest = body_bytes(op, r) > longest ? body_bytes(op, r) : longest;
-        if (lies_in_own(op, r) || (r != x->rank && came_with_header(op, r)))
+        if (lies_in_own(op, r) || place_of(op, r) || (r != x->rank && came_with_header(op, r)))
             continue;
         size_t bytes = body_bytes(op, r);
         if (bytes > SIZE_MAX / 4 - need)
@@ -84,11 +104,13 @@ static gtcb_status begin(gtcb_op *op)
     }
     if (gtcb_buffer_need(&op->bodies, need))
         return gtcb_op_fail(op, GTCB_NO_MEMORY, x->rank, "no memory for bodies of %zu bytes", need);
-    if (body_bytes(op, x->rank) && op->operation == GTCB_ALLGATHER)
+    if (body_bytes(op, x->rank) && op->operation == GTCB_ALLGATHER && !op->place)
         memcpy(body_of(op, x->rank), op->array, body_bytes(op, x->rank));
-    for (uint32_t r = 0; r < x->size; r++)
+    for (uint32_t r = 0; r < x->size; r++)                          /* sound or not: the others want the long ones */
         if (r != x->rank && came_with_header(op, r))
-            gtcb_op_check_short_body(op, r, body_bytes(op, r));     /* sound or not: the others want the long ones */
+            gtcb_op_check_short_body(op, r, body_bytes(op, r));
+        else if (r != x->rank && place_of(op, r))
+            check_placed(op, r);
     if (gtcb_goes_around(x, longest))
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;

@@ -85,6 +85,10 @@ struct gtcb_op {
     gtcb_letter *letter;           /* in which it goes, until that has gone */
     uint8_t *greeted;              /* [size] whose hello has come */
     uint32_t ungreeted;            /* how many have not */
+    uint32_t *places;              /* [size] of bodies in their senders' windows; 0: not there */
+    uint32_t place;                /* of the own one */
+    uint64_t number;               /* among those that may use windows */
+    gtcb_op *held_before, *held_after;       /* lock: neighbours among those that have not been given back */
     bool around;                   /* bodies travel in the ring */
     uint32_t passed;               /* so many of them to the next rank */
     gtcb_batch batch;
@@ -115,6 +119,18 @@ typedef struct gtcb_mail {
     uint8_t *letters;              /* the memory of the inboxes */
 } gtcb_mail;
 
+/* window.c */
+typedef struct gtcb_taken { uint64_t number; size_t offset; } gtcb_taken;    /* of which operation, and where */
+typedef struct gtcb_window {
+    uint8_t **of;                  /* [size] each rank's, as this process sees it; NULL: there are none */
+    size_t room;                   /* for bodies, in each */
+    uint64_t begun;                /* lock: operations so far */
+    gtcb_op *oldest, *newest;      /* lock: not given back by this rank */
+    gtcb_taken *taken;             /* drive: [first, end) of the own one, in order */
+    size_t first, end, capacity;
+    size_t free;                   /* where the next body goes */
+} gtcb_window;
+
 struct gtcb_exchange {
     gtcb_engine *engine;
     gtcb_exchange *next;
@@ -128,6 +144,7 @@ struct gtcb_exchange {
     gtcb_op *active;               /* drive; in order of sequence */
     size_t active_count;           /* drive */
     gtcb_mail mail;                /* drive */
+    gtcb_window window;            /* drive, but what says lock */
     bool abandoned;                /* drive: transfers may still be pending, or messages unread */
     gtcb_failure failure;          /* lock: the first */
     bool failed;                   /* drive */
@@ -196,6 +213,14 @@ bool gtcb_mail_poll(gtcb_exchange *exchange);         /* true if anything moved 
 bool gtcb_mail_is_through(gtcb_op *op);               /* own hello gone, all others' here */
 bool gtcb_mail_mark_late(gtcb_op *op);
 bool gtcb_mail_is_idle(const gtcb_exchange *exchange);
+
+/* window.c: bodies in memory that a host's ranks share */
+void gtcb_window_free(gtcb_exchange *exchange);
+void gtcb_window_begin(gtcb_op *op);
+void gtcb_window_give_back(gtcb_op *op);              /* with `lock` held */
+void gtcb_window_put(gtcb_op *op, const void *body, size_t bytes);   /* sets op->place, if there is room */
+/* NULL: no body of so many bytes can lie there. */
+uint8_t *gtcb_window_at(const gtcb_exchange *exchange, uint32_t rank, uint32_t place, size_t bytes);
 
 typedef struct gtcb_pace { unsigned idle; int slack; } gtcb_pace;
 void gtcb_back_off(gtcb_pace *pace, bool moved);

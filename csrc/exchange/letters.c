@@ -3,7 +3,9 @@
    MPI message to each rank, a letter. Which ones do is each rank's own affair: hellos come in the order of the
    operations, however they are divided, and whoever reads them gives each to the next operation that waits for one.
 
-   letter     bytes (u32), number of the letter (u32), then for each hello: its bytes (u32), 0 (u32), the hello, padded to 8
+   letter     bytes (u32), number of the letter (u32), then for each hello: its bytes (u32), place (u32), the hello, padded to 8
+
+   The place is that of a long body in the sender's window (window.c), 0 if it is not there.
 
    A letter is expected only of a rank that owes a hello, so none is awaited where no operation is under way. */
 #include <stdlib.h>
@@ -136,7 +138,7 @@ gtcb_status gtcb_mail_write(gtcb_op *op)
     gtcb_letter *letter = x->mail.draft;
     uint8_t *at = letter->data + letter->bytes;
     gtcb_put32(at, (uint32_t)op->hello.bytes);
-    gtcb_put32(at + 4, 0);
+    gtcb_put32(at + 4, op->place);
     memcpy(at + FRAME, op->hello.data, op->hello.bytes);
     memset(at + FRAME + op->hello.bytes, 0, room - FRAME - op->hello.bytes);
     letter->bytes += room;
@@ -149,7 +151,7 @@ gtcb_status gtcb_mail_write(gtcb_op *op)
 
 /* -- reading ----------------------------------------------------------------------------------------- */
 
-static gtcb_status take(gtcb_op *op, uint32_t from, const uint8_t *hello, size_t bytes)
+static gtcb_status take(gtcb_op *op, uint32_t from, const uint8_t *hello, size_t bytes, uint32_t place)
 {
     size_t body = bytes - GTCB_HEADER_BYTES, room = (body + 63) / 64 * 64;
     if (body && gtcb_buffer_extend(&op->shorts, op->shorts_end, op->shorts_end + room))
@@ -157,6 +159,7 @@ static gtcb_status take(gtcb_op *op, uint32_t from, const uint8_t *hello, size_t
     memcpy(gtcb_op_header_of(op, from), hello, GTCB_HEADER_BYTES);
     op->short_at[from] = op->shorts_end;
     op->short_bytes[from] = body;
+    op->places[from] = place;
     if (body)
         memcpy(gtcb_op_short_body(op, from), hello + GTCB_HEADER_BYTES, body);
     op->shorts_end += body ? room : 0;
@@ -191,7 +194,7 @@ static void read_inbox(gtcb_exchange *x, uint32_t from)
             refuse(x, from);
             return;
         }
-        if (take(op, from, in->letter + in->at + FRAME, bytes))
+        if (take(op, from, in->letter + in->at + FRAME, bytes, gtcb_get32(in->letter + in->at + 4)))
             op->stage = GTCB_DONE;
         in->at += FRAME + padded(bytes);
     }

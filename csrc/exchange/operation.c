@@ -62,8 +62,9 @@ gtcb_op *gtcb_op_create(gtcb_exchange *x, gtcb_operation operation, uint32_t buc
     op->greeted = malloc(x->size);
     op->offsets = calloc(x->size, sizeof *op->offsets);
     op->short_at = calloc(2 * (size_t)x->size, sizeof *op->short_at);
+    op->places = calloc(x->size, sizeof *op->places);
     gtcb_status status = gtcb_batch_init(&op->batch, &x->engine->settings.mpi, x->comm, x->size, x->engine->settings.piece_bytes);
-    if (!op->seen || !op->late || !op->greeted || !op->offsets || !op->short_at || status ||
+    if (!op->seen || !op->late || !op->greeted || !op->offsets || !op->short_at || !op->places || status ||
         gtcb_buffer_need(&op->headers, (size_t)x->size * GTCB_HEADER_BYTES)) {
         gtcb_op_destroy(op);
         return NULL;
@@ -80,6 +81,7 @@ void gtcb_op_destroy(gtcb_op *op)
     free(op->greeted);
     free(op->offsets);
     free(op->short_at);
+    free(op->places);
     free(op->shorts.data);
     free(op->segments.data);
     free(op->headers.data);
@@ -192,6 +194,7 @@ void gtcb_op_start(gtcb_op *op)
         return;
     }
     op->hello = (gtcb_span){op->announcement, GTCB_HEADER_BYTES};
+    gtcb_window_begin(op);
     gtcb_status status = op->class->prepare(op);
     if (status)
         gtcb_op_fail(op, status, x->rank, "%s on rank %u, sequence %llu", gtcb_status_text(status), x->rank,

@@ -153,7 +153,7 @@ def test_a_damaged_body_is_found_and_ends_the_exchange_everywhere(comm, either, 
         error = caught
     if comm.rank == 1:
         assert isinstance(error, MessageError) and "from rank" in str(error), error
-    elif not either.in_ring:  # where rank 1 passes it on
+    elif not either.passed_on:
         assert not isinstance(error, MessageError)
     try:  # the others hear of it at the next operation at the latest
         either.post_allreduce(np.ones(50_000, np.float32)).wait(20)

@@ -21,7 +21,8 @@ ALLOWED = {
     "agreement": {"", "config"},  # "" for the version number
     "backends": {"_core"},
     "exchange": {"_core", "backends"},
-    "runtime": {"agreement", "config", "exchange", "groups", "launcher"},
+    "runtime": {"agreement", "config", "exchange", "groups", "launcher", "windows"},
+    "windows": set(),
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
     "numpy": {"", "policy", "simulate"} | CORE - {"_core"},

@@ -1,0 +1,126 @@
+/* Games in which something goes wrong: every rank has to hear of it. */
+#include "team.h"
+
+void non_finite(rank *me)
+{
+    float *x = values(me->rank, 5000);
+    if (me->rank == me->size - 1)
+        x[4321] = NAN;
+    gtcb_op *op;
+    CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 5000, 1, false, 8, &op) == GTCB_OK);
+    const gtcb_failure *failure = finish(op);
+    CHECK(failure->status == GTCB_NON_FINITE && failure->rank == (uint32_t)me->size - 1 && failure->index == 4321);
+    CHECK(gtcb_op_release(op));
+    free(x);
+    reduce(me);
+}
+
+/* One rank posts another operation: all end, whatever each has begun. */
+void mismatch(rank *me)
+{
+    float *arrays[40];
+    gtcb_op *ops[40], *op;
+    int posted = 0;
+    for (int i = 0; i < 40; i++)
+        arrays[i] = values(me->rank, 9000);
+    while (posted < 40) {
+        uint32_t bucket = me->rank == 0 && posted == 5 ? 1 : 0;
+        dawdle(me);
+        if (gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, arrays[posted], posted % 2 ? 9000 : 9, 1, true, bucket, &ops[posted]))
+            break;
+        posted++;
+    }
+    CHECK(posted > 5);
+    for (int i = 0; i < posted; i++) {
+        gtcb_status status = finish(ops[i])->status;
+        CHECK(i < 5 ? status == GTCB_OK : i == 5 ? status == GTCB_MISMATCH : status == GTCB_OK || status == GTCB_CLOSED);
+    }
+    CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, arrays[0], 9, 1, true, 0, &op) == GTCB_CLOSED);
+    meet(me);                                        /* others may read what is sent from here */
+    for (int i = 0; i < posted; i++)
+        gtcb_op_release(ops[i]);
+    if (gtcb_exchange_close(me->exchange))
+        for (int i = 0; i < 40; i++)
+            free(arrays[i]);
+}
+
+void damage(rank *me)
+{
+    static const size_t lengths[] = {9, 9000};
+    size_t n = lengths[me->seed % 2 ^ ((unsigned)me->rank & 1)];
+    float *x = values(me->rank, n);
+    if (me->rank == 1)
+        gtcb_exchange_corrupt_next(me->exchange);
+    bool failed = false;
+    for (int i = 0; i < 3 && !failed; i++) {
+        gtcb_op *op;
+        if (gtcb_post_broadcast(me->exchange, GTCB_FLOAT32, x, n, 0, 0, &op) == GTCB_CLOSED)
+            break;
+        gtcb_status status = finish(op)->status;
+        bool may_get_it_too = me->team->hosts;       /* from rank 1, in the ring */
+        CHECK(me->rank == 1 ? status == GTCB_BAD_CHECKSUM : status == GTCB_OK || status == GTCB_CLOSED ||
+              (may_get_it_too && status == GTCB_BAD_CHECKSUM));
+        failed = status != GTCB_OK;
+        gtcb_op_release(op);
+    }
+    CHECK(gtcb_exchange_failure(me->exchange).status != GTCB_OK);
+    meet(me);
+    if (gtcb_exchange_close(me->exchange))
+        free(x);
+}
+
+/* The last rank comes too late: those who wait name it, and it hears of it. */
+void deadline(rank *me)
+{
+    float *x = values(me->rank, 9000);
+    gtcb_op *op;
+    bool late = me->rank == me->size - 1;
+    if (late)
+        usleep(300000);
+    CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_OK);
+    if (!gtcb_op_wait(op, late ? 30 : 0.1))
+        gtcb_op_give_up(op, 0.1);
+    const gtcb_failure *failure = gtcb_op_failure(op);
+    CHECK(failure->status == GTCB_DEADLINE && failure->rank == (uint32_t)me->size - 1);
+    CHECK(late || gtcb_op_is_late(op, (uint32_t)me->size - 1));
+    meet(me);
+    gtcb_op_release(op);
+    if (gtcb_exchange_close(me->exchange))
+        free(x);
+}
+
+void broken_mpi(rank *me)
+{
+    float *x = values(me->rank, 9000);
+    gtcb_op *op;
+    meet(me);
+    if (me->rank == 0)
+        fake_break(me->team->world, 0, 77);
+    meet(me);
+    CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_OK);
+    if (!gtcb_op_wait(op, 0.2))
+        gtcb_op_give_up(op, 0.2);
+    const gtcb_failure *failure = gtcb_op_failure(op);
+    CHECK(me->rank == 0 ? failure->status == GTCB_MPI_ERROR && strstr(failure->text, "fake error 77") : failure->status == GTCB_DEADLINE);
+    meet(me);
+    gtcb_op_release(op);
+    if (gtcb_exchange_close(me->exchange))
+        free(x);
+}
+
+void abandon(rank *me)
+{
+    float *x = values(me->rank, 9000);
+    gtcb_op *ops[10];
+    int posted = me->rank == 0 ? 0 : 10;
+    for (int i = 0; i < posted; i++)
+        CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &ops[i]) == GTCB_OK);
+    gtcb_engine_close(me->engine);
+    for (int i = 0; i < posted; i++)
+        CHECK(finish(ops[i])->status == GTCB_CLOSED);
+    meet(me);
+    for (int i = 0; i < posted; i++)
+        gtcb_op_release(ops[i]);
+    if (gtcb_exchange_close(me->exchange))
+        free(x);
+}
