@@ -22,9 +22,13 @@ def test_each_setting_is_read():
         "GTCBMUF_THREADS": "3",
         "GTCBMUF_TIMEOUT_SECONDS": "1.5",
         "GTCBMUF_PROGRESS_THREAD": "0",
+        "GTCBMUF_SHARED_MEMORY": "0",
         "GTCBMUF_REQUIRE_NATIVE": "1",
     })
-    assert found == config.Config("scalar", "portable", 3, 1.5, False, True)
+    assert found == config.Config(
+        variant="scalar", backend="portable", threads=3, timeout_seconds=1.5, progress_thread=False,
+        shared_memory=False, require_native=True,
+    )
 
 
 def test_set_but_empty_is_not_set():
