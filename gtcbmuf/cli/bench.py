@@ -88,7 +88,8 @@ def _job(rates: Rates, about: dict, density: float) -> Inputs:
     groups, world = runtime.groups("node"), runtime.world()
     rates = _slowest_rates(runtime.gather(rates))
     size = groups.intra.size
-    local = measure.link(groups.intra, Team.of(size, size)) if size > 1 else None
+    by_message = runtime.by_message(groups.members)  # as hops within a host go, and parts of sums
+    local = measure.link(by_message, Team.of(size, size)) if size > 1 else None
     intra = _slowest_link(runtime.gather(local))
     inter = _between_hosts(groups, world)
     trial = measure.trial(world, density)
@@ -102,6 +103,9 @@ def _job(rates: Rates, about: dict, density: float) -> Inputs:
         network, _ = inputs.network(found, single_host=hosts == 1)
         expected = measure.predicted(network, Team.of(world.size, per_host), density)
         _print_trial(trial, expected, world.size, density)
+        bucket = measure.worthwhile_bucket(network, Team.of(world.size, per_host), density)
+        print(f"Buckets: GTC(bucket_bytes={bucket >> 20} << 20); smaller ones would mostly wait for latency, larger ones "
+              "leave more to be done after backward.")  # fmt: skip
     return found
 
 
@@ -116,7 +120,7 @@ def _between_hosts(groups, world) -> Link | None:
     per_host = max(len(group) for group in groups.members)
     team = Team.of(world.size, per_host)
     everyone = measure.link(world, team)
-    in_turn = measure.in_turn(runtime.without_ring(), team)
+    in_turn = measure.in_turn(runtime.by_message(), team)
     bandwidth = max(leaders.bandwidth, everyone.bandwidth)
     return Link(bandwidth, leaders.latency, min(in_turn, bandwidth))
 

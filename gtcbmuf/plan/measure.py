@@ -193,8 +193,23 @@ def _check_exchange(exchange, density: float) -> None:
 
 def predicted(network: Network, team: Team, density: float) -> Trial:
     """The same trial by the formulas."""
-    r, body = network.rates, exchanges.expected_body(ELEMENTS, density * ELEMENTS)
-    dense = exchanges.allreduce(network, team, 4 * ELEMENTS).seconds + ELEMENTS / r.reduce
-    gtc = exchanges.allgather(network, team, body).seconds
-    gtc += ELEMENTS / r.encode + team.size * density * ELEMENTS / r.decode
-    return Trial(dense, gtc)
+    dense = exchanges.allreduce(network, team, 4 * ELEMENTS).seconds + ELEMENTS / network.rates.reduce
+    exchange, work = _bucket(network, team, density, ELEMENTS)
+    return Trial(dense, exchange.seconds + work)
+
+
+def worthwhile_bucket(network: Network, team: Team, density: float) -> int:
+    """Bytes of float32, a power of 2 from 1 to 64 MiB: the smallest bucket of which latency is a tenth of the time
+    at most. Nothing hides the last bucket of a step, so the smaller the better, until latency counts."""
+    for size in (1 << power for power in range(20, 26)):
+        exchange, work = _bucket(network, team, density, size // 4)
+        if exchange.latency <= 0.1 * (exchange.seconds + work):
+            return size
+    return 1 << 26
+
+
+def _bucket(network: Network, team: Team, density: float, elements: int) -> tuple[exchanges.Cost, float]:
+    """Of a bucket under GTC: the exchange; seconds of encode and decode."""
+    body = exchanges.expected_body(elements, density * elements)
+    work = elements / network.rates.encode + team.size * density * elements / network.rates.decode
+    return exchanges.allgather(network, team, body), work

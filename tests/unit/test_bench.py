@@ -70,6 +70,22 @@ def test_the_predicted_trial_is_that_of_the_model():
     assert trial.gtc == pytest.approx(gtc(job, network).step - 1)
 
 
+def test_the_bucket_is_the_smallest_that_does_not_wait_for_latency():
+    density, team = 0.01, Team.of(8, 4)
+    for latency in (0.0, 1e-5, 1e-4, 3e-4, 1.0):
+        network = Network(Link(1e8, latency), Link(1e9, latency))
+        job = lambda mib: Job(mib << 18, 1.0, 8, 4, density=density, overlap=0.0, bucket_bytes=mib << 20)
+        free = Network(Link(1e8, 0.0), Link(1e9, 0.0))
+
+        def share(mib):  # of latency, in what a step of one bucket takes
+            step = gtc(job(mib), network).step - 1
+            return (step - (gtc(job(mib), free).step - 1)) / step
+
+        sizes = [mib for mib in (1, 2, 4, 8, 16, 32) if share(mib) <= 0.1]
+        assert measure.worthwhile_bucket(network, team, density) == (sizes[0] if sizes else 64) << 20
+    assert {measure.worthwhile_bucket(Network(Link(1e8, x), Link(1e9, x)), team, density) >> 20 for x in (0.0, 1e-4, 1.0)} == {1, 4, 64}
+
+
 def test_the_command_saves_what_plan_reads(tmp_path, capsys):
     path = tmp_path / "here.json"
     assert main(["bench", "--save", str(path)]) == 0
