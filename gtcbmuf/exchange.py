@@ -201,7 +201,8 @@ class MpiExchange:
         return Ticket(self, core, dtype)
 
     def counters(self) -> dict[str, float]:
-        """Totals so far: operations, bytes_sent, bytes_received, elements_sent (quanta of this rank),
+        """Totals so far: operations, bytes_sent, bytes_received, bytes_shared (of those sent: read by others in
+        shared memory), elements_sent (quanta of this rank),
         and seconds: encode, exchange (from headers sent to done, operations overlap), decode, wait."""
         return self._core.counters()
 
@@ -240,7 +241,7 @@ class Ticket:
 
     @property
     def bytes_sent(self) -> int:
-        """By this rank, to all others together, headers included."""
+        """By this rank, to all others together, headers included; what they read in shared memory, too."""
         return self._core.bytes_sent
 
     def decode_add(self, dense) -> None:

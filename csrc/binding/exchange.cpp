@@ -283,6 +283,7 @@ static nb::dict counters(Exchange &x)
     d["operations"] = c.operations;
     d["bytes_sent"] = c.bytes_sent;
     d["bytes_received"] = c.bytes_received;
+    d["bytes_shared"] = c.bytes_shared;
     d["elements_sent"] = c.elements_sent;
     d["encode_seconds"] = c.encode_seconds;
     d["exchange_seconds"] = c.exchange_seconds;

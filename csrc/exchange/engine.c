@@ -75,6 +75,7 @@ void gtcb_op_finish(gtcb_op *op)
     x->counters.operations++;
     x->counters.bytes_sent += op->batch.bytes_sent;
     x->counters.bytes_received += op->batch.bytes_received;
+    x->counters.bytes_shared += op->bytes_shared;
     if (!op->unsent)
         x->counters.exchange_seconds += engine->settings.now() - op->started;
     op->stage = GTCB_DONE;

@@ -51,6 +51,7 @@ typedef struct gtcb_failure {
 
 typedef struct gtcb_counters {
     uint64_t operations, bytes_sent, bytes_received, elements_sent;    /* quanta sent by this rank */
+    uint64_t bytes_shared;     /* of bytes_sent: those that others read in shared memory */
     double encode_seconds, exchange_seconds, decode_seconds, wait_seconds;
 } gtcb_counters;
 

@@ -81,6 +81,7 @@ static gtcb_spans spans(gtcb_op *op, uint32_t rank)
 static void check_placed(gtcb_op *op, uint32_t rank)
 {
     uint8_t *body = body_of(op, rank);
+    op->batch.bytes_received += body_bytes(op, rank);
     if (body)
         gtcb_op_validate(op, gtcb_op_header_of(op, rank), body, body_bytes(op, rank), rank);
     else

@@ -87,6 +87,7 @@ struct gtcb_op {
     uint32_t ungreeted;            /* how many have not */
     uint32_t *places;              /* [size] of bodies in their senders' windows; 0: not there */
     uint32_t place;                /* of the own one */
+    uint64_t bytes_shared;         /* read there by all others together; in bytes_sent, too */
     uint64_t number;               /* among those that may use windows */
     gtcb_op *held_before, *held_after;       /* lock: neighbours among those that have not been given back */
     bool around;                   /* bodies travel in the ring */

@@ -170,7 +170,7 @@ static gtcb_status say_hello(gtcb_op *op)
     gtcb_exchange *x = op->exchange;
     memcpy(gtcb_op_header_of(op, x->rank), op->announcement, GTCB_HEADER_BYTES);
     op->batch.bytes_received = (uint64_t)(x->size - 1) * GTCB_HEADER_BYTES;
-    op->batch.bytes_sent = (uint64_t)(x->size - 1) * op->hello.bytes;
+    op->batch.bytes_sent = (uint64_t)(x->size - 1) * op->hello.bytes + op->bytes_shared;
     gtcb_status status = gtcb_mail_write(op);
     return status ? gtcb_op_fail(op, status, x->rank, "no memory for a letter") : GTCB_OK;
 }

@@ -44,6 +44,7 @@ void gtcb_window_begin(gtcb_op *op)
 {
     gtcb_window *w = &op->exchange->window;
     op->place = 0;
+    op->bytes_shared = 0;
     if (!w->of)
         return;
     pthread_mutex_lock(&op->exchange->engine->lock);
@@ -132,6 +133,7 @@ void gtcb_window_put(gtcb_op *op, const void *body, size_t bytes)
         return;
     memcpy(x->window.of[x->rank] + CONTROL_BYTES + w->free, body, bytes);
     op->place = (uint32_t)(w->free / ALIGNMENT) + 1;
+    op->bytes_shared = (uint64_t)(x->size - 1) * bytes;
     w->free += room;
     atomic_thread_fence(memory_order_release);
 }

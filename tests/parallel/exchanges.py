@@ -8,7 +8,6 @@ from gtcbmuf.backends import portable
 from gtcbmuf.exchange import Engine, MpiExchange
 from gtcbmuf.windows import open_windows
 
-HEADER, SHORT = 64, 2048  # longer bodies do not come with the header, and lie in shared memory where there is some
 THREADED = dict(progress_thread=True)
 MODES = {
     "threaded": THREADED,
@@ -41,8 +40,7 @@ def opened(comm, hosts=None, shared=False, **settings):
     own = comm.Dup()
     exchange = MpiExchange(engine, own, hosts and [hosts(rank) for rank in range(comm.size)])
     exchange.passed_on = hosts is not None or shared  # what one rank spoils, another may get from it
-    exchange.shared = shared and comm.size > 1
-    if exchange.shared:
+    if shared and comm.size > 1:
         exchange.share(open_windows(comm))
     yield exchange
     usable = exchange._core.failure() is None
@@ -99,8 +97,7 @@ def check_encode(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
     assert residual_in.tobytes() == before.tobytes()
     assert ticket.headers == [portable.read_header(message) for message in messages]
     sent = MPI.COMM_WORLD.allgather(ticket.bytes_sent)  # a ring's ranks send each other's
-    lengths = [HEADER if exchange.shared and len(m) > HEADER + SHORT else len(m) for m in messages]
-    assert sum(sent) == (exchange.size - 1) * sum(lengths)
+    assert sum(sent) == (exchange.size - 1) * sum(map(len, messages))
     dense, expected = gradient(7, n, step=step), gradient(7, n, step=step)
     ticket.decode_add(dense)
     portable.decode_add(messages, expected)
