@@ -49,6 +49,7 @@ const char *gtcb_status_text(gtcb_status status)
     case GTCB_MPI_ERROR: return "MPI reported an error";
     case GTCB_DEADLINE: return "deadline passed";
     case GTCB_CLOSED: return "already closed";
+    case GTCB_CUDA_ERROR: return "CUDA reported an error";
     }
     return "unknown status";
 }

@@ -30,7 +30,8 @@ typedef enum gtcb_status {
     GTCB_NO_MEMORY,         /* from here on: transport and exchange */
     GTCB_MPI_ERROR,
     GTCB_DEADLINE,
-    GTCB_CLOSED
+    GTCB_CLOSED,
+    GTCB_CUDA_ERROR         /* a kernel could not be started */
 } gtcb_status;
 
 const char *gtcb_status_text(gtcb_status status);

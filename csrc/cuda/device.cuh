@@ -1,0 +1,105 @@
+// What the kernels share. The same source is compiled by nvcc and, for tests without a GPU, by a C++ compiler with
+// tests/cuda/emulation.h included first. Everything here is integer arithmetic or one rounded float operation at a time
+// (-fmad=false), so the bits are those of codec_scalar.c.
+#pragma once
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+#define GTCB_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, (cudaStream_t)(stream)>>>(__VA_ARGS__)
+#endif
+
+#include <stdint.h>
+
+#include "cuda/cuda.h"
+
+#ifndef GTCB_CUDA_THREADS       // of a block that shares out elements; a multiple of 32, at least 128
+#define GTCB_CUDA_THREADS 256
+#endif
+#ifndef GTCB_CUDA_CHUNK         // elements that a block stages at once; a multiple of 4096, at most 32768
+#define GTCB_CUDA_CHUNK 8192
+#endif
+
+constexpr unsigned THREADS = GTCB_CUDA_THREADS, LONE_THREADS = 1024;    // LONE: of a grid that is one block
+constexpr unsigned CHUNK = GTCB_CUDA_CHUNK, BLOCK = GTCB_BLOCK, WARP = 32, ALL = 0xFFFFFFFFu;
+constexpr unsigned SCAN_PLACES = 33;
+static_assert(THREADS % WARP == 0 && THREADS >= 128 && CHUNK % 4096 == 0 && CHUNK <= 32768, "see above");
+
+__host__ __device__ inline uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+__host__ __device__ inline uint64_t parts(uint64_t whole, uint64_t part) { return (whole + part - 1) / part; }
+__host__ __device__ inline uint64_t up_to_8(uint64_t x) { return (x + 7) & ~(uint64_t)7; }
+__host__ __device__ inline uint64_t dense_bytes(uint64_t elements) { return parts(elements, 4); }
+
+// -- the arithmetic of the packed body (docs/message-format.md, Body 2) ------------------------------------------------
+
+struct Layout { unsigned l; uint64_t lows_bytes, upper_bits, bytes; };
+
+__device__ inline unsigned log2_of(uint64_t x) { return 63u - (unsigned)__clzll((long long)x); }
+
+__device__ inline Layout layout_of(uint64_t span, uint64_t count)
+{
+    Layout y;
+    y.l = log2_of(2 * span) - log2_of(count);
+    y.l -= (count << y.l) > 2 * span;
+    y.lows_bytes = (count * y.l + 7) / 8;
+    y.upper_bits = count + ((span - 1) >> (y.l - 1));
+    y.bytes = y.lows_bytes + (y.upper_bits + 7) / 8;
+    return y;
+}
+
+__device__ inline uint64_t count_of(uint64_t sent, uint64_t block) { return least(sent - block * BLOCK, BLOCK); }
+
+// One term of S: word i of a body.
+__device__ inline uint64_t checksum_term(uint64_t word, uint64_t i)
+{
+    const uint64_t x = word ^ ((i + 1) * 0x9E3779B97F4A7C15ull);
+    return word + (word << 32) + (x & 0xFFFFFFFFu) * (x >> 32);
+}
+
+// -- within a block ------------------------------------------------------------------------------------------------
+
+__device__ inline unsigned lane_of() { return threadIdx.x % WARP; }
+__device__ inline unsigned warp_of() { return threadIdx.x / WARP; }
+
+__device__ inline uint64_t warp_scan(uint64_t x)        // inclusive
+{
+    for (unsigned by = 1; by < WARP; by *= 2) {
+        const uint64_t before = __shfl_up_sync(ALL, (unsigned long long)x, by);
+        x += lane_of() >= by ? before : 0;
+    }
+    return x;
+}
+
+// The sum of x over the threads before; *all: over all of them. To be reached by the whole block.
+__device__ inline uint64_t block_scan(uint64_t x, uint64_t *places /* shared [SCAN_PLACES] */, uint64_t *all)
+{
+    const unsigned warps = blockDim.x / WARP;
+    const uint64_t inclusive = warp_scan(x);
+    if (lane_of() == WARP - 1)
+        places[warp_of() + 1] = inclusive;
+    __syncthreads();
+    if (warp_of() == 0) {
+        const uint64_t sum = warp_scan(lane_of() < warps ? places[lane_of() + 1] : 0);
+        if (lane_of() == 0)
+            places[0] = 0;
+        if (lane_of() < warps)
+            places[lane_of() + 1] = sum;
+    }
+    __syncthreads();
+    const uint64_t before = places[warp_of()] + inclusive - x;
+    *all = places[warps];
+    __syncthreads();
+    return before;
+}
+
+// Adds x of all threads to *target. Sums modulo 2^64: the order of the additions does not show. Reached by whole warps.
+__device__ inline void add_up(uint64_t x, uint64_t *target)
+{
+    for (unsigned by = WARP / 2; by > 0; by /= 2)
+        x += __shfl_xor_sync(ALL, (unsigned long long)x, by);
+    if (lane_of() == 0 && x != 0)
+        atomicAdd((unsigned long long *)target, (unsigned long long)x);
+}
+
+// -- launching -----------------------------------------------------------------------------------------------------
+
+inline gtcb_status launched() { return cudaGetLastError() == cudaSuccess ? GTCB_OK : GTCB_CUDA_ERROR; }

@@ -1,0 +1,279 @@
+/* The kernels, emulated, beside the scalar codec: the same messages, residuals, verdicts and sums, for every dtype, grid
+   and order of threads. Each array ends where memory ends (nothing behind it can be touched unnoticed).
+       test_kernels [rounds] [seed] */
+#define _GNU_SOURCE
+#include <sys/mman.h>
+
+#include "../../csrc/cuda/cuda.h"
+#include "../codec/data.h"
+
+void emulation_order(unsigned order);       /* emulation.cpp */
+
+#define TAU 0.5f
+#define PAGE 4096
+
+static uint64_t rng;
+static unsigned long cases, kinds[5], capped, announced, refused;
+
+/* -- memory that ends at a page which must not be touched ------------------------------------------------------------ */
+
+typedef struct array { void *data; void *memory; size_t bytes; } array;
+
+static array exact(size_t bytes, size_t alignment)
+{
+    const size_t pages = (bytes + PAGE - 1) / PAGE + 1;
+    uint8_t *memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    CHECK(memory != MAP_FAILED, "mmap");
+    CHECK(mprotect(memory + (pages - 1) * PAGE, PAGE, PROT_NONE) == 0, "mprotect");
+    memset(memory, 0x5A, (pages - 1) * PAGE);
+    return (array){memory + (((pages - 1) * PAGE - bytes) & ~(alignment - 1)), memory, pages * PAGE};
+}
+
+static void drop(array a) { munmap(a.memory, a.bytes); }
+
+/* -- one bucket --------------------------------------------------------------------------------------------------------- */
+
+typedef struct bucket {
+    gtcb_encode_job job;
+    gtcb_segment segments[200];
+    array gradient, residual, pieces[200];
+} bucket;
+
+/* The gradients in segments of random lengths, each in memory of its own; an odd start spoils alignment to 16 bytes. */
+static void cut(bucket *b, size_t most)
+{
+    const size_t width = dtype_bytes[b->job.dtype], n = b->job.elements;
+    b->job.segment_count = 0;
+    for (size_t at = 0, i = 0; at < n || i == 0; i++) {
+        size_t count = i + 1 == most ? n - at : below(&rng, 3) == 0 ? below(&rng, 5) : below(&rng, n - at + 1);
+        if (count > n - at)
+            count = n - at;
+        b->pieces[i] = exact(count * width, width);
+        memcpy(b->pieces[i].data, (uint8_t *)b->gradient.data + at * width, count * width);
+        b->segments[i] = (gtcb_segment){b->pieces[i].data, count};
+        b->job.segment_count = i + 1;
+        at += count;
+    }
+    b->job.segments = b->segments;
+}
+
+static bucket make(size_t n, gtcb_dtype dtype, pattern p, double density, size_t most_segments)
+{
+    bucket b = {.job = {.dtype = dtype, .elements = n, .threshold = TAU, .max_sent = GTCB_NO_CAP,
+                        .sequence = random64(&rng) >> below(&rng, 64), .bucket = (uint32_t)below(&rng, 1u << 24),
+                        .sender = (uint32_t)below(&rng, 1000)}};
+    b.gradient = exact(n * dtype_bytes[dtype], dtype_bytes[dtype]);
+    b.residual = exact(n * 4, below(&rng, 2) ? 16 : 4);
+    fill(&rng, p, density, TAU, n, dtype, b.gradient.data, b.residual.data);
+    b.job.residual_in = b.residual.data;
+    cut(&b, most_segments);
+    return b;
+}
+
+static void drop_bucket(bucket *b)
+{
+    for (size_t i = 0; i < b->job.segment_count; i++)
+        drop(b->pieces[i]);
+    drop(b->gradient);
+    drop(b->residual);
+}
+
+/* -- encode --------------------------------------------------------------------------------------------------------------- */
+
+typedef struct encoded { array message, residual; size_t bytes; } encoded;
+
+static encoded encode_scalar(const bucket *b)
+{
+    gtcb_encode_job job = b->job;
+    encoded out = {.message = exact(gtcb_cuda_message_bytes(job.elements), 16), .residual = exact(4 * job.elements, 4)};
+    job.scratch = must(malloc(4 * gtcb_scratch_words(job.elements)));
+    job.residual_out = out.residual.data;
+    CHECK(gtcb_encode(&gtcb_scalar, &job, NULL, out.message.data, gtcb_message_capacity(job.elements), &out.bytes) == GTCB_OK, "scalar");
+    free(job.scratch);
+    return out;
+}
+
+static encoded encode_cuda(const bucket *b, bool in_place, unsigned blocks)
+{
+    gtcb_encode_job job = b->job;
+    const size_t n = job.elements;
+    encoded out = {.message = exact(gtcb_cuda_message_bytes(n), 16), .residual = exact(4 * n, below(&rng, 2) ? 16 : 4)};
+    array scratch = exact(gtcb_cuda_scratch_bytes(n, job.segment_count), 16);
+    job.scratch = scratch.data;
+    job.residual_out = out.residual.data;
+    if (in_place) {
+        memcpy(out.residual.data, job.residual_in, 4 * n);
+        job.residual_in = out.residual.data;
+    }
+    CHECK(gtcb_cuda_encode(&job, out.message.data, &(gtcb_cuda_launch){NULL, blocks}) == GTCB_OK, "cuda");
+    gtcb_header h;
+    CHECK(gtcb_read_header(out.message.data, &h) == GTCB_OK, "no sound header");
+    out.bytes = GTCB_HEADER_BYTES + h.body_bytes;
+    drop(scratch);
+    return out;
+}
+
+static void drop_encoded(encoded *e)
+{
+    drop(e->message);
+    drop(e->residual);
+}
+
+static void compare(const bucket *b, const encoded *expected)
+{
+    static const unsigned grids[] = {1, 2, 5, 64};
+    for (unsigned i = 0; i < 3; i++) {
+        const unsigned blocks = grids[below(&rng, 4)];
+        emulation_order(i == 2 ? 2 + (unsigned)below(&rng, 100) : i);
+        encoded found = encode_cuda(b, i == 1, blocks);
+        const size_t n = b->job.elements;
+        CHECK(found.bytes == expected->bytes && memcmp(found.message.data, expected->message.data, found.bytes) == 0,
+              "another message of %zu %s in %zu segments, %u blocks: %zu bytes, expected %zu", n, dtype_names[b->job.dtype],
+              b->job.segment_count, blocks, found.bytes, expected->bytes);
+        const uint8_t *m = expected->message.data;
+        if (!(m[6] & GTCB_FLAG_NON_FINITE))
+            CHECK(memcmp(found.residual.data, expected->residual.data, 4 * n) == 0, "another residual of %zu %s", n,
+                  dtype_names[b->job.dtype]);
+        drop_encoded(&found);
+    }
+}
+
+static void count_case(const bucket *b, const encoded *e)
+{
+    gtcb_header h;
+    gtcb_read_header(e->message.data, &h);
+    cases++;
+    kinds[h.kind]++;
+    announced += h.flags & GTCB_FLAG_NON_FINITE;
+    capped += h.sent == b->job.max_sent;
+}
+
+/* -- decode --------------------------------------------------------------------------------------------------------------- */
+
+static uint32_t verdict(const void *header, const void *body, uint64_t elements, unsigned blocks)
+{
+    array scratch = exact(gtcb_cuda_decode_scratch_bytes(elements), 16);
+    uint32_t found = 99;
+    const gtcb_cuda_message m = {header, body};
+    gtcb_status status = gtcb_cuda_validate(&m, 1, elements, &found, scratch.data, &(gtcb_cuda_launch){NULL, blocks});
+    CHECK(status == GTCB_OK, "validate: %s", gtcb_status_text(status));
+    drop(scratch);
+    return found;
+}
+
+/* A body that is changed here and there, with the checksum of what it became. */
+static void compare_verdicts(const encoded *e, uint64_t elements)
+{
+    gtcb_header h;
+    gtcb_read_header(e->message.data, &h);
+    if (h.body_bytes == 0)
+        return;
+    array body = exact((h.body_bytes + 7) & ~7ull, 8);
+    for (unsigned i = 0; i < 24; i++) {
+        uint8_t header[GTCB_HEADER_BYTES], *bytes = body.data;
+        memcpy(body.data, (uint8_t *)e->message.data + GTCB_HEADER_BYTES, h.body_bytes);
+        for (uint64_t edits = i == 0 ? 0 : 1 + below(&rng, 2); edits > 0; edits--) {
+            uint64_t at = below(&rng, below(&rng, 2) ? h.body_bytes : h.body_bytes < 40 ? h.body_bytes : 40);
+            if (below(&rng, 4) == 0)
+                at = h.body_bytes - 1;
+            bytes[at] = (uint8_t)(below(&rng, 2) ? random64(&rng) : bytes[at] ^ 1u << below(&rng, 8));
+        }
+        gtcb_header edited = h;
+        if (below(&rng, 8) != 0)
+            edited.body_checksum = gtcb_checksum(&gtcb_scalar, body.data, h.body_bytes);
+        gtcb_write_header(&edited, header);
+        const gtcb_status expected = gtcb_validate(&gtcb_scalar, header, body.data, h.body_bytes);
+        const uint32_t found = verdict(header, body.data, elements, 1 + (unsigned)below(&rng, 4));
+        CHECK(found == expected, "kind %u: verdict %u, expected %u", h.kind, found, expected);
+        refused += expected != GTCB_OK;
+    }
+    drop(body);
+}
+
+static bool same_floats(const float *a, const float *b, size_t n) { return memcmp(a, b, 4 * n) == 0; }
+
+static void compare_sums(const encoded *messages, size_t count, size_t n)
+{
+    gtcb_message scalar[20];
+    gtcb_cuda_message cuda[20];
+    uint32_t verdicts[20];
+    array expected = exact(4 * n, 4), found = exact(4 * n, 4), scratch = exact(gtcb_cuda_decode_scratch_bytes(n), 16);
+    const gtcb_cuda_launch launch = {NULL, 1 + (unsigned)below(&rng, 6)};
+    for (size_t i = 0; i < n; i++)
+        ((float *)expected.data)[i] = i % 3 == 0 ? -0.0f : i % 3 == 1 ? 0x1p-149f : (float)uniform(&rng);
+    memcpy(found.data, expected.data, 4 * n);
+    for (size_t i = 0; i < count; i++) {
+        scalar[i] = (gtcb_message){messages[i].message.data, (uint8_t *)messages[i].message.data + GTCB_HEADER_BYTES};
+        cuda[i] = (gtcb_cuda_message){scalar[i].header, scalar[i].body};
+    }
+    CHECK(gtcb_decode_add(&gtcb_scalar, scalar, count, expected.data, n, NULL) == GTCB_OK, "scalar");
+    CHECK(gtcb_cuda_validate(cuda, count, n, verdicts, scratch.data, &launch) == GTCB_OK, "validate");
+    verdicts[count - 1] ^= 1;        /* one is refused: nothing is written */
+    array before = exact(4 * n, 4);
+    memcpy(before.data, found.data, 4 * n);
+    CHECK(gtcb_cuda_decode_add(cuda, count, found.data, n, verdicts, scratch.data, &launch) == GTCB_OK, "cuda");
+    CHECK(same_floats(found.data, before.data, n), "written in spite of a verdict");
+    verdicts[count - 1] ^= 1;
+    CHECK(gtcb_cuda_decode_add(cuda, count, found.data, n, below(&rng, 2) ? verdicts : NULL, scratch.data, &launch) == GTCB_OK, "cuda");
+    CHECK(same_floats(found.data, expected.data, n), "another sum of %zu messages of %zu elements", count, n);
+    drop(before);
+    drop(expected);
+    drop(found);
+    drop(scratch);
+}
+
+/* -- all -------------------------------------------------------------------------------------------------------------------- */
+
+static void one_case(size_t n, gtcb_dtype dtype, pattern p, double density)
+{
+    encoded messages[20];
+    const size_t count = 1 + below(&rng, below(&rng, 4) == 0 ? 12 : 2);
+    for (size_t i = 0; i < count; i++) {
+        bucket b = make(n, dtype, p, i == 0 ? density : density * 3 * uniform(&rng), below(&rng, 3) == 0 ? 150 : 1 + below(&rng, 4));
+        if (i == 0 && below(&rng, 3) == 0) {
+            b.job.max_sent = 1 + below(&rng, (uint64_t)(density * (double)n) + 2);
+        } else if (i == 0 && below(&rng, 8) == 0) {
+            encoded bad;
+            for (unsigned j = 0; j < 3; j++)
+                ((float *)b.residual.data)[below(&rng, n)] = j == 0 ? NAN : INFINITY;
+            bad = encode_scalar(&b);
+            compare(&b, &bad);
+            count_case(&b, &bad);
+            drop_encoded(&bad);
+            fill(&rng, p, density, TAU, n, dtype, b.gradient.data, b.residual.data);
+        }
+        messages[i] = encode_scalar(&b);
+        if (i == 0) {
+            compare(&b, &messages[0]);
+            compare_verdicts(&messages[0], n);
+        }
+        count_case(&b, &messages[i]);
+        drop_bucket(&b);
+    }
+    compare_sums(messages, count, n);
+    for (size_t i = 0; i < count; i++)
+        drop_encoded(&messages[i]);
+}
+
+static size_t any_size(void)
+{
+    static const size_t around[] = {1, 4, 32, 127, 128, 1024, 4096, 8192, 8192 * 2, 8192 * 3 + 4096};
+    const size_t n = around[below(&rng, 10)] + below(&rng, 7);
+    return n > 3 ? n - 3 : n;
+}
+
+int main(int argc, char **argv)
+{
+    static const double densities[] = {0.0, 0.0005, 0.01, 0.1, 0.3, 0.9, 1.0};
+    const unsigned rounds = argc > 1 ? (unsigned)atoi(argv[1]) : 200;
+    rng = argc > 2 ? strtoull(argv[2], NULL, 10) : 1;
+    for (unsigned i = 0; i < rounds; i++) {
+        const gtcb_dtype dtype = (gtcb_dtype)(i % 4);
+        one_case(any_size(), dtype, (pattern)below(&rng, PATTERNS), densities[i % 7]);
+    }
+    printf("%lu cases: %lu words, %lu packed, %lu dense, %lu capped, %lu announcements, %lu bodies refused\n", cases,
+           kinds[GTCB_WORDS], kinds[GTCB_PACKED], kinds[GTCB_DENSE], capped, announced, refused);
+    CHECK(rounds < 100 || (kinds[GTCB_WORDS] && kinds[GTCB_PACKED] > 9 && kinds[GTCB_DENSE] > 9 && capped > 5 && announced > 2 &&
+                           refused > 100), "a test that saw too little");
+    return 0;
+}
