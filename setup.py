@@ -2,7 +2,9 @@
 import os
 import platform
 import shutil
+import subprocess
 import sys
+from collections import namedtuple
 from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 
@@ -39,6 +41,71 @@ def nanobind_header():
     return os.path.join(nanobind.include_dir(), "nanobind", "nanobind.h")
 
 
+# -- CUDA: csrc/cuda by nvcc, if there is one. GTCBMUF_CUDA=1 makes its absence an error, 0 leaves it out ----------------
+
+Cuda = namedtuple("Cuda", "nvcc library")  # the compiler; the folder of libcudart_static.a
+KERNEL_FLAGS = ["-O3", "-std=c++17", "-fmad=false", "-cudart", "static", "-Xcompiler", "-fPIC,-fvisibility=hidden",
+                "-DNDEBUG", "-Icsrc", "--threads", "0"]  # fmt: skip
+KERNEL_TARGETS = ["-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_90,code=sm_90",
+                  "-gencode", "arch=compute_90,code=compute_90"]  # fmt: skip  # the last one is PTX, for newer ones
+
+
+def nvcc_candidates():
+    """NVCC, CUDA_HOME, the PATH, the usual place, and PyPI's nvidia-cuda-nvcc beside this Python."""
+    yield os.environ.get("NVCC")
+    yield os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin", "nvcc")
+    yield "nvcc"
+    yield "/usr/local/cuda/bin/nvcc"
+    for folder in sys.path:
+        yield from sorted(glob(os.path.join(folder, "nvidia", "*", "bin", "nvcc")), reverse=True)
+
+
+def cudart_folder(nvcc):
+    """Of the static runtime that belongs to this nvcc; it says itself where its toolkit is (TOP)."""
+    dry = subprocess.run([nvcc, "--dryrun", "-c", "none.cu"], text=True, capture_output=True, check=False)
+    tops = [line.split("TOP=", 1)[1].strip() for line in dry.stderr.splitlines() if "TOP=" in line]
+    roots = [*tops, os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))]
+    roots += sorted(glob(os.path.join(os.path.dirname(roots[-1]), "*")))  # PyPI: nvidia/cuda_nvcc, nvidia/cuda_runtime
+    for root in roots:
+        for place in ("lib64", "lib", os.path.join("targets", "x86_64-linux", "lib"), os.path.join("targets", "sbsa-linux", "lib")):
+            if os.path.exists(os.path.join(root, place, "libcudart_static.a")):
+                return os.path.join(root, place)
+    return None
+
+
+def find_cuda():
+    """What to compile the kernels with; None: they are left out."""
+    wanted = os.environ.get("GTCBMUF_CUDA", "")
+    if wanted not in ("", "0", "1"):
+        raise SystemExit(f"GTCBMUF_CUDA={wanted!r}: allowed is 1 (CUDA must be built) or 0 (leave it out); unset: if nvcc is found")
+    if wanted == "0":
+        return None
+    missing = "nvcc was not found (set NVCC or CUDA_HOME, or pip install nvidia-cuda-nvcc)"
+    for candidate in filter(None, nvcc_candidates()):
+        if (nvcc := shutil.which(candidate)) is None:
+            continue
+        if (folder := cudart_folder(nvcc)) is not None:
+            return Cuda(nvcc, folder)
+        missing = f"{nvcc} has no libcudart_static.a beside it (pip install nvidia-cuda-runtime)"
+    if wanted == "1":
+        raise SystemExit(f"GTCBMUF_CUDA=1, but {missing}")
+    return None
+
+
+def compile_kernels(cuda, folder, depends, force):
+    """Objects of csrc/cuda/*.cu; one is kept if nothing that it may include is newer."""
+    os.makedirs(folder, exist_ok=True)
+
+    def one(source):
+        target = os.path.join(folder, os.path.basename(source) + ".o")
+        if force or not os.path.exists(target) or os.path.getmtime(target) <= newest([source, *depends]):
+            subprocess.run([cuda.nvcc, *KERNEL_FLAGS, *KERNEL_TARGETS, "-c", source, "-o", target], check=True)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, sorted(glob("csrc/cuda/*.cu"))))
+
+
 class BuildExt(build_ext):
     """C flags for C, C++ flags for C++; objects in parallel; an object is kept if nothing it may include is newer."""
 
@@ -70,6 +137,11 @@ class BuildExt(build_ext):
             return objects
 
         compiler.compile = compile_all
+        if (cuda := find_cuda()) is not None:
+            ext.define_macros.append(("GTCB_CUDA", None))
+            ext.extra_objects += compile_kernels(cuda, os.path.join(self.build_temp, "csrc", "cuda"), ext.depends, self.force)
+            ext.library_dirs.append(cuda.library)
+            ext.libraries += ["cudart_static", "rt"]
         super().build_extension(ext)
 
 
@@ -81,7 +153,7 @@ def extension():
     bind = nanobind.source_dir()
     sources = sorted(glob("csrc/codec/*.c") + glob("csrc/transport/*.c") + glob("csrc/exchange/*.c")
                      + glob("csrc/binding/*.cpp"))
-    headers = sorted(glob("csrc/**/*.h", recursive=True))
+    headers = sorted(glob("csrc/**/*.h", recursive=True) + glob("csrc/**/*.cuh", recursive=True))
     return Extension(
         "gtcbmuf._core",
         sources=sources,
@@ -94,4 +166,5 @@ def extension():
     )
 
 
-setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExt})
+if __name__ == "__main__":  # for setuptools it is; tests import it
+    setup(ext_modules=[extension()], cmdclass={"build_ext": BuildExt})

@@ -27,6 +27,7 @@ class Config:
     progress_thread: bool | None = None
     shared_memory: bool = True
     require_native: bool = False
+    cuda: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,8 @@ SETTINGS = (
             "It takes 8 MiB of /dev/shm for each rank and group of ranks."),
     Setting("require_native", _flag, "0 or 1", "0",
             "For test runs: a missing C extension is a failure where it would be a skip."),
+    Setting("cuda", _flag, "0 or 1", "1 if nvcc is found, else 0",
+            "While gtcbmuf is installed: 1 makes a missing CUDA compiler an error, 0 leaves the GPU code out."),
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -54,3 +55,6 @@ ByteArray own_bytes(uint8_t *data, size_t bytes);
 
 void bind_codec(nb::module_ &m);
 void bind_exchange(nb::module_ &m);
+#ifdef GTCB_CUDA
+void bind_cuda(nb::module_ &m);
+#endif

@@ -9,7 +9,7 @@ static nb::dict statuses()
         {"BAD_MAGIC", GTCB_BAD_MAGIC}, {"BAD_VERSION", GTCB_BAD_VERSION}, {"BAD_HEADER", GTCB_BAD_HEADER},
         {"BAD_CHECKSUM", GTCB_BAD_CHECKSUM}, {"BAD_BODY", GTCB_BAD_BODY}, {"MISMATCH", GTCB_MISMATCH},
         {"NON_FINITE", GTCB_NON_FINITE}, {"NO_MEMORY", GTCB_NO_MEMORY}, {"MPI_ERROR", GTCB_MPI_ERROR},
-        {"DEADLINE", GTCB_DEADLINE}, {"CLOSED", GTCB_CLOSED}};
+        {"DEADLINE", GTCB_DEADLINE}, {"CLOSED", GTCB_CLOSED}, {"CUDA_ERROR", GTCB_CUDA_ERROR}};
     for (const auto &[name, value] : all)
         d[name] = (int) value;
     return d;
@@ -35,4 +35,8 @@ NB_MODULE(_core, m)
         error.ptr());
     bind_codec(m);
     bind_exchange(m);
+#ifdef GTCB_CUDA
+    nb::module_ cuda = m.def_submodule("cuda", "The codec for arrays on CUDA devices. Use gtcbmuf.backends.cuda.");
+    bind_cuda(cuda);
+#endif
 }

@@ -102,4 +102,5 @@ __device__ inline void add_up(uint64_t x, uint64_t *target)
 
 // -- launching -----------------------------------------------------------------------------------------------------
 
-inline gtcb_status launched() { return cudaGetLastError() == cudaSuccess ? GTCB_OK : GTCB_CUDA_ERROR; }
+gtcb_status noted(cudaError_t error);      // as a status; device.cu keeps the text
+inline gtcb_status launched() { return noted(cudaGetLastError()); }

@@ -199,7 +199,6 @@ template <gtcb_dtype D> __device__ void stage_chunk(const Encoder &e, uint64_t c
         e.counts[chunk] = shared->sent;
         e.non_finite[chunk] = shared->non_finite;
     }
-    __syncthreads();        // the next chunk writes to shared
 }
 
 template <gtcb_dtype D> __device__ void stage_all(const Encoder &e, Shared *shared)

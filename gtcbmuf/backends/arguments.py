@@ -49,12 +49,8 @@ def encode_job(
     _float32_vector("residual_in", residual_in, elements)
     _float32_vector("residual_out", residual_out, elements, writable=True)
     _check_overlaps(segments, residual_in, residual_out)
-    if max_sent is not None:
-        max_sent = integer("max_sent", max_sent, 64)
-        if max_sent == 0:
-            raise ValueError("max_sent is 0; it must be at least 1, or None for no cap")
     return EncodeJob(
-        segments, dtype, elements, residual_in, residual_out, _threshold(threshold), max_sent,
+        segments, dtype, elements, residual_in, residual_out, tau(threshold), cap(max_sent),
         integer("sequence", sequence, 64), integer("bucket", bucket, 32),
         integer("sender", sender, 32),
     )  # fmt: skip
@@ -99,7 +95,18 @@ def integer(name: str, value, bits: int) -> int:
     return number
 
 
-def _threshold(value) -> np.float32:
+def cap(max_sent) -> int | None:
+    """Most elements that a message may send, at least 1; None: all."""
+    if max_sent is None:
+        return None
+    max_sent = integer("max_sent", max_sent, 64)
+    if max_sent == 0:
+        raise ValueError("max_sent is 0; it must be at least 1, or None for no cap")
+    return max_sent
+
+
+def tau(value) -> np.float32:
+    """A threshold as the format has it: a float32, finite and > 0."""
     try:
         with np.errstate(over="ignore"):
             threshold = np.float32(value)

@@ -75,8 +75,23 @@ def codec(settings: config.Config) -> tuple[Lines, list[str]]:
         ("back end", settings.backend or "native"),
         ("variants compiled", ", ".join(name for name, _ in variants)),
         ("variants supported", f"{', '.join(supported)} (in use: {chosen_variant(settings)})"),
-        ("CUDA", "not built in this version; gradients on a GPU are copied to the host"),
+        ("CUDA", cuda()),
     ], []
+
+
+def cuda() -> str:
+    """Whether the GPU code is in the extension, and what it finds here."""
+    from gtcbmuf.backends import cuda as backend
+
+    if not backend.is_built():
+        return (
+            "not built: no nvcc was found when gtcbmuf was installed, or GTCBMUF_CUDA=0; install again with "
+            "nvcc at hand and GTCBMUF_CUDA=1. Gradients on a GPU are copied to the host"
+        )
+    devices, why = backend.devices()
+    if not devices:
+        return f"built; no GPU is usable here: {why}"
+    return "built; " + ", ".join(f"{i}: {facts['name']}" for i, facts in enumerate(devices))
 
 
 def chosen_variant(settings: config.Config) -> str:

@@ -94,7 +94,8 @@ install_packages() { # environment, MPI, demo|test|bench
 install_library() { # environment
     local key wheel
     key=$(cd "$ROOT" && find csrc gtcbmuf setup.py pyproject.toml MANIFEST.in -type f \
-        ! -name '*.pyc' ! -name '*.so' ! -name '*.nb[ic]' -print0 | sort -z | xargs -0 sha256sum | sha256sum | cut -d' ' -f1)
+        ! -name '*.pyc' ! -name '*.so' ! -name '*.nb[ic]' -print0 | sort -z | xargs -0 sha256sum |
+        cat - <(echo "CUDA ${GTCBMUF_CUDA:-} ${NVCC:-$(command -v nvcc)}") | sha256sum | cut -d' ' -f1)
     if [ "$(cat "$1/.library" 2>/dev/null)" = "$key" ]; then return; fi
     wheel=$(compgen -G "$ROOT/build/wheel/$key/gtcbmuf-*.whl" || true)
     if [ -z "$wheel" ]; then

@@ -137,6 +137,24 @@ static void arrange(std::vector<unsigned> &turns)
     }
 }
 
+// One warp runs as far as it can before another does: so a barrier that is missing between warps shows.
+static bool run_warp(unsigned warp, unsigned threads)
+{
+    const unsigned first = warp * LANES, end = std::min(first + LANES, threads);
+    bool moved = false;
+    for (bool again = true; again; moved |= again) {
+        again = false;
+        for (unsigned i = first; i < end; i++) {
+            const unsigned t = order == 1 ? end - 1 - (i - first) : i;
+            if (can_go_on(fibers[t])) {
+                go_on(t);
+                again = true;
+            }
+        }
+    }
+    return moved;
+}
+
 static void run_block(unsigned threads, std::vector<unsigned> &turns)
 {
     whole = {threads, 0, 0};
@@ -151,10 +169,7 @@ static void run_block(unsigned threads, std::vector<unsigned> &turns)
         moved = false;
         arrange(turns);
         for (unsigned t : turns)
-            if (can_go_on(fibers[t])) {
-                go_on(t);
-                moved = true;
-            }
+            moved |= run_warp(t / LANES, threads);
     }
     for (unsigned t = 0; t < threads; t++)
         if (!fibers[t].ended)

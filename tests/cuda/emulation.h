@@ -31,6 +31,7 @@ using cudaError_t = int;
 using cudaStream_t = void *;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+#include "runtime.h"
 
 namespace emulation {
 

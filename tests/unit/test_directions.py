@@ -21,6 +21,7 @@ ALLOWED = {
     "agreement": {"", "config"},  # "" for the version number
     "backends": {"_core"},
     "exchange": {"_core", "backends"},
+    "device": {"backends", "runtime"},
     "runtime": {"agreement", "config", "exchange", "groups", "launcher", "windows"},
     "windows": set(),
     "policy": set(),  # it is given an exchange
@@ -34,9 +35,10 @@ ALLOWED = {
 # C: each room may include its own headers and those named.
 INCLUDES = {
     "codec": set(),
+    "cuda": {"codec"},
     "transport": {"codec"},
     "exchange": {"codec", "transport"},
-    "binding": {"codec", "transport", "exchange"},
+    "binding": {"codec", "cuda", "transport", "exchange"},
 }
 
 
@@ -135,6 +137,7 @@ def test_a_planted_import_is_found(tmp_path, file, text, found):
     ("codec/a.h", "#include <mpi.h>"),
     ("transport/a.c", '  #  include "exchange/exchange.h"'),
     ("exchange/a.c", "#include <Python.h>"),
+    ("cuda/a.cuh", '#include "exchange/exchange.h"'),
 ])  # fmt: skip
 def test_a_planted_include_is_found(tmp_path, file, text):
     path = tmp_path / "csrc" / file

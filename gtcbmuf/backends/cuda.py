@@ -1,0 +1,304 @@
+"""The codec on a CUDA device: gradients, residuals and sums stay there, messages come to the host.
+
+`CudaCodec` has the functions of `gtcbmuf.backends.Codec`, with the same arguments, errors and bytes,
+for arrays on one device. docs/cuda.md says what has been tested, and where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from gtcbmuf.backends import arguments, native_is_built
+from gtcbmuf.backends.device_arrays import DeviceArray, describe, overlap, same_device
+from gtcbmuf.backends.layout import HEADER_BYTES, RAW, Header
+from gtcbmuf.errors import MessageError, SettingsError
+
+if native_is_built():
+    from gtcbmuf import _core
+
+    core = getattr(_core, "cuda", None)  # None: the extension was built without CUDA
+else:
+    core = None
+
+BLOCKS_PER_MULTIPROCESSOR = 4  # as csrc/cuda/stage.cu bounds its registers
+GRADIENTS = ("float32", "float16", "bfloat16", "float64")
+
+
+def is_built() -> bool:
+    """Whether the extension has the CUDA kernels (not: whether there is a GPU)."""
+    return core is not None
+
+
+def devices() -> tuple[list[dict], str]:
+    """(name, uuid, capability, multiprocessors and bytes of each device; why there is none)."""
+    if core is None:
+        return [], "gtcbmuf was built without CUDA (docs/cuda.md)"
+    count = core.devices()
+    return [core.facts(i) for i in range(count)], "" if count else core.error_text()
+
+
+def need_device(device: int) -> dict:
+    """Facts of a device; SettingsError, saying the cure, if there is no such one."""
+    found, why = devices()
+    if not found:
+        raise SettingsError(f"no CUDA device can be used: {why}")
+    if not 0 <= device < len(found):
+        raise SettingsError(f"there is no CUDA device {device}; this process sees {len(found)}, from 0 (CUDA_VISIBLE_DEVICES?)")
+    return found[device]
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    segments: list[DeviceArray]
+    dtype: str
+    elements: int
+    residual_in: DeviceArray
+    residual_out: DeviceArray
+
+
+class CudaCodec:
+    """A Codec for arrays on one device. Not for several threads at once: calls share its buffers.
+
+    device: its number. stream: a cudaStream_t as an integer (CuPy: stream.ptr, PyTorch:
+        stream.cuda_stream), on which everything runs; 0: the legacy default stream. Buffers grow to
+        the largest bucket and are kept.
+    Raises SettingsError if there is no such device.
+    """
+
+    def __init__(self, device: int = 0, stream: int = 0):
+        self.device, self.stream = device, stream
+        self._blocks = BLOCKS_PER_MULTIPROCESSOR * need_device(device)["multiprocessors"]
+        self._memory, self._pinned = {}, None
+        self._event = core.Event(device)
+
+    # -- encode ---------------------------------------------------------------------------------
+
+    def enqueue_encode(
+        self, segments, residual_in, residual_out, threshold, *, max_sent=None, sequence=0,
+        bucket=0, sender=0, dtype=None, slot=0,
+    ) -> tuple[int, int]:  # fmt: skip
+        """encode without waiting for it: the message's device address, and most bytes that it can have.
+
+        The message is there when the stream has come so far, until the next encode with the same
+        `slot`; its first 64 bytes say how long it is. No allocation once the buffers are large enough.
+        """
+        job = self._job(segments, residual_in, residual_out, dtype)
+        tau = arguments.tau(threshold)
+        max_sent = arguments.cap(max_sent)
+        sequence, bucket, sender = (
+            arguments.integer("sequence", sequence, 64), arguments.integer("bucket", bucket, 32),
+            arguments.integer("sender", sender, 32),
+        )  # fmt: skip
+        scratch = self._room("scratch", core.scratch_bytes(job.elements, len(job.segments)))
+        capacity = core.message_bytes(job.elements)
+        message = self._room(f"message {slot}", capacity)
+        core.encode(
+            self.device, [(s.address, s.elements) for s in job.segments], job.dtype, job.elements,
+            job.residual_in.address, job.residual_out.address, float(tau), max_sent, sequence, bucket,
+            sender, scratch, message, self.stream, self._blocks,
+        )  # fmt: skip
+        return message, capacity
+
+    def encode(self, segments, residual_in, residual_out, threshold, **options) -> np.ndarray:
+        """See gtcbmuf.backends.Codec.encode; arrays on the device, the message on the host."""
+        message, _ = self.enqueue_encode(segments, residual_in, residual_out, threshold, **options)
+        header = self.read_header(self._to_host(message, HEADER_BYTES))
+        return self._to_host(message, HEADER_BYTES + header.body_bytes).copy()
+
+    def _job(self, segments, residual_in, residual_out, dtype) -> _Job:
+        if not isinstance(segments, (list, tuple)):
+            raise TypeError(f"segments must be a list of arrays, found {type(segments).__name__}; put a single array into a list")
+        if dtype is not None and dtype not in GRADIENTS:
+            raise TypeError(f"dtype is {dtype!r}; gradients are one of {', '.join(GRADIENTS)}")
+        found = [self._describe(f"segments[{i}]", s) for i, s in enumerate(segments)]
+        for i, segment in enumerate(found):
+            dtype = segment.dtype if dtype is None else dtype
+            if segment.dtype != dtype and (segment.dtype, dtype) != ("uint16", "bfloat16"):
+                raise TypeError(f"segments[{i}] has dtype {segment.dtype}, expected {dtype}: all segments of a bucket have one")
+            if dtype not in GRADIENTS:
+                raise TypeError(
+                    f"segments[{i}] has dtype {dtype}; gradients are one of {', '.join(GRADIENTS)} "
+                    "(bfloat16 bits in a uint16 array: pass dtype='bfloat16')"
+                )
+        elements = sum(segment.elements for segment in found)
+        if elements == 0:
+            raise ValueError("the segments have no elements; leave an empty bucket out")
+        before = self._float32("residual_in", residual_in, elements)
+        after = self._float32("residual_out", residual_out, elements, write=True)
+        if before.address != after.address and overlap(before, after):
+            raise ValueError("residual_in and residual_out overlap in part; pass the same array twice, or two apart")
+        for i, segment in enumerate(found):
+            if overlap(segment, after):
+                raise ValueError(f"segments[{i}] and residual_out overlap; pass a copy of one")
+        return _Job(found, dtype, elements, before, after)
+
+    # -- decode ---------------------------------------------------------------------------------
+
+    def decode_add(self, messages, dense) -> None:
+        """See gtcbmuf.backends.Codec.decode_add; messages on the host, dense on the device.
+
+        The bodies are checked on the device. Returns when the verdicts are known; the sums follow on
+        the stream.
+        """
+        if not messages:
+            return
+        self.adding(messages, dense)()
+        found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32)
+        if found.any():
+            arrays = [arguments.message_bytes(message) for message in messages]
+            self._refuse(arrays, self._describe("dense", dense).elements, f"verdicts {found.tolist()}")
+
+    def adding(self, messages, dense) -> Callable[[], None]:
+        """decode_add in two: the messages are on the device when this returns; calling what it gives
+        enqueues check and sum, and waits for nothing. Good until the codec's next call."""
+        target = self._float32("dense", dense, None, write=True)
+        arrays = [arguments.message_bytes(message) for message in messages]
+        placed = self._to_device(arrays, self._addable(arrays, target.elements))
+        scratch = self._room("decode scratch", core.decode_scratch_bytes(target.elements))
+        verdicts = self._room("verdicts", 4 * len(placed))
+        place = (scratch, self.stream, self._blocks)
+
+        def enqueue():
+            core.validate(self.device, placed, target.elements, verdicts, *place)
+            core.decode_add(self.device, placed, target.address, target.elements, verdicts, *place)
+
+        return enqueue
+
+    def _addable(self, arrays, elements: int) -> list[Header]:
+        """The headers; raises where a message is unsound, or of another kind or length."""
+        try:
+            headers = [self.read_header(array) for array in arrays]
+        except MessageError:
+            headers = []
+        for array, header in zip(arrays, headers):
+            whole = len(array) == HEADER_BYTES + header.body_bytes
+            if not whole or header.kind == RAW or header.flags or header.elements != elements:
+                headers = []
+        if len(headers) < len(arrays):
+            self._refuse(arrays, elements, "headers")
+        return headers
+
+    @staticmethod
+    def _refuse(arrays, elements, found) -> None:
+        """Raises what is wrong with the messages, in the same words as every back end."""
+        from gtcbmuf.backends import portable
+
+        portable.parse_addable(arrays, elements)
+        raise RuntimeError(
+            f"CUDA refuses messages ({found}) that the portable back end accepts: this is a bug of gtcbmuf, "
+            "or of the copy to the device; please report it"
+        )
+
+    def _to_device(self, arrays, headers) -> list[tuple[bytes, int]]:
+        """(header, device address of the body) of each message, in one copy."""
+        places, at = [], 0
+        for header in headers:
+            places.append(at)
+            at += (header.body_bytes + 15) // 16 * 16
+        memory = self._room("bodies", max(at, 16))
+        staging = self._pinned_bytes(max(at, 16))
+        for place, array, header in zip(places, arrays, headers):
+            staging[place : place + header.body_bytes] = array[HEADER_BYTES:]
+        core.copy(self.device, memory, self._pinned.address, at, self.stream)
+        self._copied()
+        return [(array[:HEADER_BYTES].tobytes(), memory + place) for place, array in zip(places, arrays)]
+
+    # -- block update ---------------------------------------------------------------------------
+
+    def block_update(self, block_delta, block_update, params, start, *, momentum, lr, nesterov) -> None:
+        """BMUF's equations in one pass: Δ = η·Δ + ζ·G; W = W + Δ; start = W + η·Δ, or W.
+
+        block_delta G, block_update Δ, params W, start: [n], all float32 or all float64; start may be
+        block_delta. momentum η and lr ζ are rounded to that dtype. Source: docs/algorithms.md.
+        """
+        names = ("block_delta", "block_update", "params", "start")
+        found = [self._describe(name, a, write=name != "block_delta")
+                 for name, a in zip(names, (block_delta, block_update, params, start))]  # fmt: skip
+        for name, array in zip(names, found):
+            if array.dtype not in ("float32", "float64") or array.dtype != found[0].dtype:
+                raise TypeError(f"{name} has dtype {array.dtype}; all four are float32, or all float64")
+            if array.elements != found[0].elements:
+                raise ValueError(f"{name} has {array.elements} elements, block_delta {found[0].elements}")
+        for i, name in enumerate(names):
+            for other in range(i):
+                if overlap(found[i], found[other]) and (other, name) != (0, "start"):
+                    raise ValueError(f"{names[other]} and {name} overlap; pass a copy of one")
+        core.block_update(
+            self.device, found[0].dtype, found[0].elements, *(a.address for a in found), float(momentum),
+            float(lr), bool(nesterov), self.stream, self._blocks,
+        )  # fmt: skip
+
+    # -- the same as for every codec, of messages on the host --------------------------------------
+
+    def raw(self, array, *, weight=1, sequence=0, bucket=0, sender=0):
+        """See gtcbmuf.backends.Codec.raw; the array is on the host."""
+        return _host().raw(array, weight=weight, sequence=sequence, bucket=bucket, sender=sender)
+
+    def read_header(self, message) -> Header:
+        """See gtcbmuf.backends.Codec.read_header."""
+        return _host().read_header(message)
+
+    def validate(self, message) -> Header:
+        """See gtcbmuf.backends.Codec.validate; on the host."""
+        return _host().validate(message)
+
+    def bound(self, n, k):
+        """See gtcbmuf.backends.Codec.bound."""
+        return _host().bound(n, k)
+
+    def max_sent(self, n, cap_bytes):
+        """See gtcbmuf.backends.Codec.max_sent."""
+        return _host().max_sent(n, cap_bytes)
+
+    def message_capacity(self, n):
+        """See gtcbmuf.backends.Codec.message_capacity."""
+        return _host().message_capacity(n)
+
+    # -- arrays and buffers ---------------------------------------------------------------------
+
+    def _describe(self, name, array, write=False) -> DeviceArray:
+        found = describe(core, name, array, self.stream, write=write)
+        if found.elements and same_device({name: found}) != self.device:
+            raise ValueError(f"{name} lies on device {found.device}, this codec works on {self.device}; move it there")
+        return found
+
+    def _float32(self, name, array, elements, write=False) -> DeviceArray:
+        found = self._describe(name, array, write)
+        if found.dtype != "float32":
+            raise TypeError(f"{name} has dtype {found.dtype}, expected float32")
+        if elements is not None and found.elements != elements:
+            raise ValueError(f"{name} has {found.elements} elements, the segments have {elements}")
+        return found
+
+    def _room(self, name: str, size: int) -> int:
+        """Address of so much device memory, kept for the next call."""
+        held = self._memory.get(name)
+        if held is None or held.bytes < size:
+            core.synchronize(self.device, self.stream)  # the old one may be in use
+            self._memory[name] = held = core.DeviceMemory(self.device, size)
+        return held.address
+
+    def _pinned_bytes(self, size: int) -> np.ndarray:
+        if self._pinned is None or len(self._pinned.array) < size:
+            self._pinned = core.PinnedMemory(size)
+        return self._pinned.array
+
+    def _to_host(self, address: int, size: int) -> np.ndarray:
+        """A view of pinned memory, good until the next copy. Waits."""
+        view = self._pinned_bytes(size)
+        core.copy(self.device, self._pinned.address, address, size, self.stream)
+        self._copied()
+        return view[:size]
+
+    def _copied(self) -> None:
+        self._event.record(self.stream)
+        self._event.wait()
+
+
+def _host():
+    from gtcbmuf.backends import native
+
+    return native

@@ -1,0 +1,49 @@
+"""The results of scripts/gpu_check as Markdown."""
+
+from __future__ import annotations
+
+GOAL, GOAL_UP_TO = 0.85, 0.01
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(line) + " |" for line in lines)])
+
+
+def _encode(rows) -> str:
+    lines = [[f"{r['elements']:,}", f"{100 * r['density']:g} %", f"{r['ms']:.3f}", f"{1e-9 * r['copy_bytes_a_second']:.0f}",
+              f"{100 * r['of_copy']:.0f} %", _verdict(r)] for r in rows]  # fmt: skip
+    return _table(["elements", "density", "encode [ms]", "copy [GB/s]", "of the copy", f"goal {100 * GOAL:g} %"], lines)
+
+
+def _verdict(row) -> str:
+    if row["density"] > GOAL_UP_TO:
+        return "none"
+    return "met" if row["of_copy"] >= GOAL else "missed"
+
+
+def _peers(rows) -> str:
+    return _table(["step", "density", "ms"],
+                  [[r["name"], f"{100 * r['density']:g} %", f"{r['ms']:.3f}"] if "ms" in r else [r["name"], "", f"missing ({r['missing']})"]
+                   for r in rows])  # fmt: skip
+
+
+def text(content: dict) -> str:
+    parts = [f"Tests: {content['tests']['summary']}"]
+    if (b := content.get("benchmark")) is None:
+        return parts[0] + "\n\nThe tests failed, so nothing was measured.\n"
+    major, minor = b["device"]["capability"]
+    parts.append(f"{b['device']['name']} (sm_{major}{minor}, {b['device']['multiprocessors']} multiprocessors). Medians by CUDA events; "
+                 "every result was compared with the host's codec first.")  # fmt: skip
+    if rows := [*b.get("encode", []), *b.get("encode_large", [])]:
+        parts.append(_encode(rows))
+    if rows := b.get("decode_add"):
+        parts.append(_table(["elements", "density", "messages", "decode-add [ms]"],
+                            [[f"{r['elements']:,}", f"{100 * r['density']:g} %", str(r["messages"]), f"{r['ms']:.3f}"] for r in rows]))  # fmt: skip
+    if row := b.get("block_update"):
+        parts.append(f"Block update of {row['elements']:,} elements: {row['ms']:.3f} ms, {100 * row['of_copy']:.0f} % of the copy's "
+                     "bandwidth at 24 bytes an element.")  # fmt: skip
+    if rows := b.get("peers"):
+        parts.append(_peers(rows))
+    if b["left_out"]:
+        parts.append(f"Left out for want of time: {', '.join(b['left_out'])}.")
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,60 @@
+"""The Python part of scripts/gpu_check: tests, then the benchmark, then the file of results."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from gpu import bench, tables
+
+from gtcbmuf.backends import cuda
+
+ROOT = Path(__file__).resolve().parents[1]
+TESTS = ["tests/unit/test_cuda_c.py", "tests/unit/test_cuda_backend.py", "tests/unit/test_cuda_build.py",
+         "tests/unit/test_gpu_check.py"]  # fmt: skip
+LIMIT_SECONDS = 480
+
+
+def run_tests() -> dict:
+    """Of pytest: its exit status, last line and seconds. A skip that the machine does not explain is a failure."""
+    begin = time.monotonic()
+    environ = {**os.environ, "PYTHONSAFEPATH": "1", "GTCBMUF_REQUIRE_NATIVE": "1"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *TESTS], cwd=ROOT, env=environ,
+                          text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
+    print(done.stdout, flush=True)
+    lines = done.stdout.strip().splitlines()
+    return {"status": done.returncode, "summary": lines[-1] if lines else "", "seconds": time.monotonic() - begin}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu-results.json")
+    parser.add_argument("--largest", type=int, default=bench.LARGEST)
+    parser.add_argument("--no-tests", action="store_true")
+    o = parser.parse_args()
+    begin = time.monotonic()
+    found, why = cuda.devices()
+    if not found:
+        print(f"no GPU can be used here: {why}. Nothing was measured.", file=sys.stderr)
+        return 2
+    tests = {"status": 0, "summary": "left out", "seconds": 0.0} if o.no_tests else run_tests()
+    content = {"format": "gtcbmuf GPU check", "version": 1, "tests": tests}
+    if tests["status"] == 0:  # correctness first
+        content["benchmark"] = bench.measure(o.largest, deadline=begin + LIMIT_SECONDS - 60)
+    content["seconds"] = time.monotonic() - begin
+    o.out.parent.mkdir(parents=True, exist_ok=True)
+    o.out.write_text(json.dumps(content, indent=1) + "\n")
+    text = tables.text(content)
+    o.out.with_suffix(".md").write_text(text)
+    print(text)
+    print(f"written to {o.out} and {o.out.with_suffix('.md')}")
+    return 1 if tests["status"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,243 @@
+"""The CUDA back end beside the native one: the same bytes, sums and refusals; over emulated kernels, and on a GPU if there is one."""
+
+import numpy as np
+import pytest
+from cuda_emulated import FakeDeviceArray, FakeInterfaceArray, Uploaded, bfloat16_bits, cuda_tests, emulated_core
+
+from gtcbmuf.backends import cuda, native_is_built
+from gtcbmuf.errors import MessageError, MismatchError, NonFiniteError, SettingsError
+
+pytestmark = [
+    pytest.mark.skipif(not native_is_built(), reason="the extension gtcbmuf._core is not built"),
+    pytest.mark.skipif(not cuda_tests.compilers_are_here(), reason="needs a C and a C++ compiler"),
+]
+DTYPES = ["float32", "float16", "bfloat16", "float64"]
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory):
+    return emulated_core(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def codec(core, monkeypatch):
+    monkeypatch.setattr(cuda, "core", core)
+    return cuda.CudaCodec(0, stream=77)
+
+
+@pytest.fixture(params=["emulated", "GPU"])
+def either(request, monkeypatch):
+    """A codec, over the emulation or on this machine's GPU."""
+    if request.param == "emulated":
+        monkeypatch.setattr(cuda, "core", request.getfixturevalue("core"))
+    elif not cuda.devices()[0]:
+        pytest.skip(f"this machine has no GPU that can be used: {cuda.devices()[1]}")
+    codec = cuda.CudaCodec(0)
+    codec.size = 1 if request.param == "emulated" else 50  # of the buckets
+    codec.upload = lambda array: Uploaded(cuda.core, array)
+    return codec
+
+
+@pytest.fixture
+def native():
+    from gtcbmuf.backends import native
+
+    return native
+
+
+def on_device(*arrays):
+    return [FakeDeviceArray(array) for array in arrays]
+
+
+def bucket(n, dtype, seed=0):
+    random = np.random.default_rng(seed)
+    values, residual = random.standard_normal((2, n)).astype(np.float32)
+    gradient = bfloat16_bits(values) if dtype == "bfloat16" else values.astype(dtype)
+    return gradient, residual
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threshold, max_sent", [(6.0, None), (3.0, None), (2.0, 700), (0.5, None), (1e-7, None), (0.5, 11)])
+def test_the_bytes_of_the_native_codec(either, native, dtype, threshold, max_sent):
+    n = 20_011 * either.size
+    gradient, residual = bucket(n, dtype)
+    cuts = np.split(gradient, [1, 1000, 1000, n - 3000])
+    expected_rest, rest = np.empty_like(residual), either.upload(residual)
+    options = {"max_sent": max_sent, "sequence": 12345, "bucket": 7, "sender": 3, "dtype": dtype}
+    expected = native.encode(cuts, residual, expected_rest, threshold, **options)
+    found = either.encode([either.upload(c) for c in cuts], either.upload(residual), rest, threshold, **options)
+    assert bytes(found) == bytes(expected)
+    assert np.array_equal(rest.read(), expected_rest)
+
+
+@pytest.mark.parametrize("wrap", [FakeDeviceArray, FakeInterfaceArray])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_of_others(codec, native, wrap, dtype):
+    gradient, residual = bucket(3000, dtype)
+    if wrap is FakeInterfaceArray and dtype == "bfloat16":
+        assert gradient.dtype == np.uint16  # that interface has no bfloat16: its bits
+    rest, expected_rest = np.empty_like(residual), np.empty_like(residual)
+    expected = native.encode([gradient], residual, expected_rest, 1.0, dtype=dtype)
+    assert bytes(codec.encode([wrap(gradient)], wrap(residual), wrap(rest), 1.0, dtype=dtype)) == bytes(expected)
+    assert np.array_equal(rest, expected_rest)
+
+
+def test_sums(either, native):
+    messages, n = [], 5000 * either.size
+    for rank in range(19):
+        gradient, residual = bucket(n, "float32", rank)
+        messages.append(native.encode([gradient], residual, residual.copy(), 0.3 * (1 + rank), sender=rank))
+    assert {native.read_header(m).kind for m in messages} >= {2, 3}
+    dense = np.random.default_rng(5).standard_normal(n).astype(np.float32)
+    target = either.upload(dense)
+    native.decode_add(messages, dense)
+    either.decode_add(messages, target)
+    assert np.array_equal(target.read(), dense)
+    either.decode_add([], target)
+    assert np.array_equal(target.read(), dense)
+
+
+def test_buffers_are_kept(codec, core):
+    gradient, residual = bucket(5000, "float32")
+    arguments = on_device(gradient), *on_device(residual, residual.copy()), 1.0
+    first, _ = codec.enqueue_encode(*arguments)
+    assert codec.enqueue_encode(*arguments)[0] == first
+    small = [FakeDeviceArray(gradient[:10])], *on_device(residual[:10], residual[:10].copy()), 1.0
+    assert codec.enqueue_encode(*small)[0] == first
+    assert codec.enqueue_encode(*small, slot=1)[0] != first
+
+
+def test_the_stream_is_honoured(codec):
+    gradient, residual = bucket(100, "float32")
+    arrays = on_device(gradient, residual, residual.copy())
+    codec.encode(arrays[:1], *arrays[1:], 1.0)
+    assert all(array.streams == [77] for array in arrays)
+
+
+def test_what_fills_an_array_on_another_stream_is_waited_for(codec, core, monkeypatch):
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(core, name)
+
+        def synchronize(self, device, stream):
+            waited.append(stream)
+
+    waited = []
+    monkeypatch.setattr(cuda, "core", Watched())
+    gradient, residual = bucket(100, "float32")
+    codec.encode([FakeInterfaceArray(gradient, stream=5)], *on_device(residual, residual.copy()), 1.0)
+    assert 5 in waited
+    waited.clear()
+    codec.encode([FakeInterfaceArray(gradient, stream=77)], *on_device(residual, residual.copy()), 1.0)
+    assert waited == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_block_update(either, dtype, nesterov):
+    from gtcbmuf.policy import BMUF
+    from gtcbmuf.policy.blockfilter import BlockFilter
+
+    random = np.random.default_rng(1)
+    params, update, delta = random.standard_normal((3, 1001 * either.size)).astype(dtype)
+    reference = BlockFilter(BMUF(sync_period=1, block_momentum=0.7, block_lr=1.3, nesterov=nesterov), 4, params)
+    reference.block_update[:] = update
+    arrays = [either.upload(a) for a in (delta, update, params)]
+    either.block_update(*arrays, arrays[0], momentum=reference.momentum, lr=reference.lr, nesterov=nesterov)
+    reference.update(delta)
+    assert np.array_equal(arrays[2].read(), reference.params)
+    assert np.array_equal(arrays[1].read(), reference.block_update)
+    assert np.array_equal(arrays[0].read(), reference.start(slice(None)))
+
+
+# -- refusals ------------------------------------------------------------------------------------
+
+
+def encode_with(codec, **changes):
+    gradient, residual = bucket(64, "float32")
+    arguments = {
+        "segments": on_device(gradient), "residual_in": FakeDeviceArray(residual),
+        "residual_out": FakeDeviceArray(residual.copy()), "threshold": 1.0,
+    }  # fmt: skip
+    return codec.encode(**{**arguments, **changes})
+
+
+GRID = np.zeros((8, 16), np.float32)
+VECTOR = np.zeros(64, np.float32)
+
+
+@pytest.mark.parametrize("changes, error, text", [
+    ({"segments": [VECTOR]}, TypeError, r"segments\[0\] lies in the host's memory"),
+    ({"segments": [3]}, TypeError, r"segments\[0\] must be an array on a CUDA device .* found builtins.int"),
+    ({"segments": FakeDeviceArray(VECTOR)}, TypeError, "put a single array into a list"),
+    ({"segments": [FakeDeviceArray(GRID[:, :8])]}, ValueError, r"segments\[0\] is not contiguous .*ascontiguousarray"),
+    ({"segments": [FakeInterfaceArray(GRID[:, :8])]}, ValueError, r"not contiguous .*strides \(16"),
+    ({"segments": [FakeDeviceArray(VECTOR, device=1)]}, ValueError, "lies on device 1, this codec works on 0"),
+    ({"segments": [FakeDeviceArray(VECTOR, kind=8)]}, TypeError, "a device of DLPack's type 8"),
+    ({"segments": [FakeDeviceArray(VECTOR.astype(np.int32))]}, TypeError, "a dtype that gtcbmuf does not know"),
+    ({"segments": [FakeInterfaceArray(VECTOR.astype(np.int64))]}, TypeError, "does not know .*<i8"),
+    ({"segments": [FakeDeviceArray(VECTOR.astype(np.uint16))]}, TypeError, "pass dtype='bfloat16'"),
+    ({"segments": [FakeDeviceArray(VECTOR[:0])]}, ValueError, "no elements"),
+    ({"segments": [FakeDeviceArray(VECTOR[:60])]}, ValueError, "residual_in has 64 elements, the segments have 60"),
+    ({"residual_in": FakeDeviceArray(VECTOR.astype(np.float64))}, TypeError, "residual_in has dtype float64, expected float32"),
+    ({"residual_out": FakeInterfaceArray(VECTOR, data=(VECTOR.ctypes.data, True))}, ValueError, "residual_out is read-only"),
+    ({"threshold": 0.0}, ValueError, "threshold is 0.0"),
+    ({"max_sent": 0}, ValueError, "max_sent is 0"),
+    ({"dtype": "int8"}, TypeError, "dtype is 'int8'"),
+])  # fmt: skip
+def test_bad_arrays(codec, changes, error, text):
+    with pytest.raises(error, match=text):
+        encode_with(codec, **changes)
+
+
+def test_overlaps(codec):
+    memory = np.zeros(200, np.float32)
+    with pytest.raises(ValueError, match="residual_in and residual_out overlap in part"):
+        encode_with(codec, residual_in=FakeDeviceArray(memory[:64]), residual_out=FakeDeviceArray(memory[1:65]))
+    with pytest.raises(ValueError, match=r"segments\[0\] and residual_out overlap"):
+        encode_with(codec, segments=[FakeDeviceArray(memory[60:124])], residual_out=FakeDeviceArray(memory[:64]))
+
+
+def test_bad_messages(codec, native):
+    gradient, residual = bucket(5000, "float32")
+    good = native.encode([gradient], residual, residual.copy(), 2.0, sender=4)
+    dense = np.zeros(5000, np.float32)
+    damaged, longer = good.copy(), np.append(good, np.uint8(0))
+    damaged[100] ^= 1
+    gradient[17] = np.nan
+    announcement = native.encode([gradient], residual, residual.copy(), 2.0, sender=4)
+    for bad, error, text in [
+        (damaged, MessageError, "checksum"), (longer, MessageError, ""), (good[:70], MessageError, ""),
+        (good[:10], MessageError, ""), (announcement, NonFiniteError, ""), (native.raw(dense), MismatchError, "raw"),
+    ]:  # fmt: skip
+        with pytest.raises(error, match=text):
+            codec.decode_add([good, bad], FakeDeviceArray(dense))
+        assert not dense.any(), "nothing is written"
+    with pytest.raises(MismatchError, match="5000 elements, dense has 4999"):
+        codec.decode_add([good], FakeDeviceArray(dense[:4999]))
+
+
+def test_non_finite_is_announced(codec):
+    gradient, residual = bucket(9000, "float32")
+    gradient[8200] = np.inf
+    header = codec.read_header(codec.encode(on_device(gradient), *on_device(residual, residual.copy()), 1.0))
+    assert header.non_finite and header.sent == 8200
+
+
+def test_no_such_device(core, monkeypatch):
+    monkeypatch.setattr(cuda, "core", core)
+    with pytest.raises(SettingsError, match="there is no CUDA device 1; this process sees 1"):
+        cuda.CudaCodec(1)
+
+
+def test_without_cuda(monkeypatch):
+    monkeypatch.setattr(cuda, "core", None)
+    assert not cuda.is_built()
+    with pytest.raises(SettingsError, match="gtcbmuf was built without CUDA"):
+        cuda.CudaCodec(0)
+
+
+def test_built_but_no_gpu():
+    """Whatever this machine has: the extension loads, and says what it finds."""
+    found, why = cuda.devices()
+    assert bool(found) != bool(why)

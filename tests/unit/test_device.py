@@ -1,0 +1,152 @@
+"""Exchanges of gradients on a device, over emulated kernels and virtual workers: the sums of the host's exchange."""
+
+import numpy as np
+import pytest
+from cuda_emulated import Uploaded, cuda_tests, emulated_core
+
+from gtcbmuf import device
+from gtcbmuf.backends import cuda, native_is_built
+from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
+from gtcbmuf.simulate import virtual_world
+
+pytestmark = [
+    pytest.mark.skipif(not native_is_built(), reason="the extension gtcbmuf._core is not built"),
+    pytest.mark.skipif(not cuda_tests.compilers_are_here(), reason="needs a C and a C++ compiler"),
+]
+SIZES = (30_000, 5, 7_001)  # of the buckets
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory):
+    return emulated_core(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture
+def exchanges(core, monkeypatch):
+    monkeypatch.setattr(cuda, "core", core)
+    return [device.DeviceExchange(groups.world) for groups in virtual_world(3)]
+
+
+def gradient(rank, bucket):
+    return np.random.default_rng([rank, bucket]).standard_normal(SIZES[bucket]).astype(np.float32)
+
+
+def post(exchange, bucket, values, **options):
+    up = lambda array: Uploaded(cuda.core, array)
+    rest = up(np.zeros_like(values))
+    return rest, exchange.post_encode(bucket, [up(values)], up(np.zeros_like(values)), rest, 1.0, **options)
+
+
+def finish(exchanges, tickets):
+    """In one process all must have sent before one waits."""
+    for exchange in exchanges:
+        exchange.flush()
+    for ticket in tickets:
+        ticket.wait()
+
+
+@pytest.mark.parametrize("first_bytes", [device.FIRST_BYTES, 64, 100])
+@pytest.mark.parametrize("max_sent", [None, 40])
+def test_the_sums_of_the_hosts_exchange(exchanges, monkeypatch, first_bytes, max_sent):
+    monkeypatch.setattr(device, "FIRST_BYTES", first_bytes)
+    host = [groups.world for groups in virtual_world(3)]
+    for bucket, size in enumerate(SIZES):
+        posted = [post(x, bucket, gradient(x.rank, bucket), max_sent=max_sent) for x in exchanges]
+        finish(exchanges, [ticket for _, ticket in posted])
+        rests = np.zeros((3, size), np.float32)
+        expected = [x.post_encode(bucket, [gradient(x.rank, bucket)], np.zeros(size, np.float32), rests[x.rank], 1.0, max_sent=max_sent)
+                    for x in host]  # fmt: skip
+        for rank, (rest, ticket) in enumerate(posted):
+            dense, host_dense = Uploaded(cuda.core, np.zeros(size, np.float32)), np.zeros(size, np.float32)
+            expected[rank].wait()
+            expected[rank].decode_add(host_dense)
+            ticket.decode_add(dense)
+            assert np.array_equal(dense.read(), host_dense)
+            assert np.array_equal(rest.read(), rests[rank])
+            assert [h.sent for h in ticket.headers] == [h.sent for h in expected[rank].headers]
+
+
+def test_buckets_follow_each_other(exchanges):
+    """Each sets out when the next is posted, and all can be under way at once."""
+    tickets = []
+    for bucket in range(len(SIZES)):
+        for x in exchanges:
+            tickets.append(post(x, bucket, gradient(x.rank, bucket))[1])
+    assert [ticket._ticket is not None for ticket in tickets] == [True] * 6 + [False] * 3
+    finish(exchanges, tickets)
+    assert [ticket.headers[0].bucket for ticket in tickets] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_a_bucket_that_is_under_way(exchanges):
+    post(exchanges[0], 0, gradient(0, 0))
+    with pytest.raises(RuntimeError, match="bucket 0 is under way already"):
+        post(exchanges[0], 0, gradient(0, 0))
+
+
+def test_non_finite_on_one_rank_is_refused_by_all(exchanges):
+    bad = gradient(1, 2)
+    bad[6000] = np.nan
+    tickets = [post(x, 2, bad if x.rank == 1 else gradient(x.rank, 2))[1] for x in exchanges]
+    for x in exchanges:
+        x.flush()
+    for ticket in tickets:
+        with pytest.raises(NonFiniteError) as caught:
+            ticket.wait()
+        assert (caught.value.rank, caught.value.bucket, caught.value.index) == (1, 2, 6000)
+    again = [post(x, 2, gradient(x.rank, 2))[1] for x in exchanges]  # the next step may come
+    finish(exchanges, again)
+
+
+def test_another_length_on_one_rank(exchanges):
+    tickets = [post(x, 0, gradient(x.rank, 0)[: 29_999 if x.rank == 2 else None])[1] for x in exchanges]
+    for x in exchanges:
+        x.flush()
+    for ticket in tickets:
+        with pytest.raises(MismatchError, match="rank 2 sent bucket 0 of 29999 elements.* where rank 0 sent bucket 0 of 30000"):
+            ticket.wait()
+
+
+# -- which device ----------------------------------------------------------------------------------
+
+
+def ranks(monkeypatch, rank, local_rank, found, everyone, why=""):
+    monkeypatch.setattr(cuda, "devices", lambda: ([{"uuid": uuid, "name": "GPU"} for uuid in found], why))
+    monkeypatch.setattr(device.runtime, "rank", lambda: rank)
+    monkeypatch.setattr(device.runtime, "local_rank", lambda: local_rank)
+
+    def gather(mine):
+        assert mine == everyone[rank]
+        return everyone
+
+    monkeypatch.setattr(device.runtime, "gather", gather)
+
+
+def test_one_device_for_each_rank(monkeypatch, recwarn):
+    ranks(monkeypatch, 3, 1, ["a", "b"], [("x",), ("y",), ("a",), ("b",)])
+    assert device.local_device() == 1
+    assert not recwarn.list
+
+
+def test_ranks_that_see_one_device_each(monkeypatch, recwarn):
+    """CUDA_VISIBLE_DEVICES set by the launcher: both are number 0, and not the same."""
+    ranks(monkeypatch, 1, 1, ["b"], [("a",), ("b",)])
+    assert device.local_device() == 0
+    assert not recwarn.list
+
+
+def test_two_ranks_on_a_device(monkeypatch, recwarn):
+    everyone = [("a",), ("b",), ("a",)]
+    ranks(monkeypatch, 0, 0, ["a", "b"], everyone)
+    with pytest.warns(RuntimeWarning, match=r"ranks 0, 2 share one GPU .*share=True"):
+        assert device.local_device() == 0
+    ranks(monkeypatch, 2, 2, ["a", "b"], everyone)
+    assert device.local_device() == 0, "only the lowest one says so"
+    ranks(monkeypatch, 0, 0, ["a", "b"], everyone)
+    assert device.local_device(share=True) == 0
+    assert len(recwarn.list) == 0
+
+
+def test_a_rank_without_a_device(monkeypatch):
+    ranks(monkeypatch, 1, 1, [], [("a",), "no driver"], "no driver")
+    with pytest.raises(SettingsError, match="on 1 of 2 ranks; rank 1: no driver"):
+        device.local_device()

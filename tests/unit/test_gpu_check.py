@@ -1,0 +1,68 @@
+"""scripts/gpu_check's benchmark over emulated kernels: its results are checked and its tables complete. The times mean nothing."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_emulated import cuda_tests, emulated_core
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+pytestmark = pytest.mark.skipif(not cuda_tests.compilers_are_here(), reason="needs a C and a C++ compiler")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    from gpu import bench
+
+    from gtcbmuf.backends import cuda
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "core", emulated_core(tmp_path_factory.mktemp("emulated")))
+        patch.setattr(bench, "ROUNDS", 1)
+        patch.setattr(bench, "WARM", 0)
+        yield bench, bench.measure(largest=20_000, smallest=9_000)
+
+
+def test_what_is_measured(measured):
+    bench, content = measured
+    assert content["left_out"] == []
+    assert [r["density"] for r in content["encode"]] == list(bench.DENSITIES)
+    assert {r["elements"] for r in content["encode"]} == {9_000}
+    assert {r["elements"] for r in content["encode_large"]} == {20_000}
+    assert [r["messages"] for r in content["decode_add"]] == [8, 64]
+    row = content["encode"][0]
+    assert row["of_copy"] == pytest.approx(12 * 9_000 / (1e-3 * row["ms"]) / row["copy_bytes_a_second"])
+    assert all("missing" in r or "ms" in r for r in content["peers"])
+
+
+def test_the_tables(measured):
+    from gpu import tables
+
+    text = tables.text({"tests": {"summary": "5 passed"}, "benchmark": measured[1]})
+    assert "Tests: 5 passed" in text and "emulated (sm_90" in text
+    assert text.count("| 9,000 |") == 4 + 2 and text.count("| 20,000 |") == 4
+    assert "| 10 % | 1.000 |" in text and "none |" in text
+    assert "nothing was measured" in tables.text({"tests": {"summary": "1 failed"}})
+
+
+@pytest.mark.parametrize("of_copy, density, verdict", [(0.85, 0.01, "met"), (0.84, 0.0001, "missed"), (0.3, 0.1, "none")])
+def test_the_goal(of_copy, density, verdict):
+    from gpu import tables
+
+    assert tables._verdict({"of_copy": of_copy, "density": density}) == verdict
+
+
+def test_a_wrong_result_ends_it(measured, monkeypatch):
+    bench, _ = measured
+    from gtcbmuf.backends import cuda, native
+
+    core = cuda.core
+    monkeypatch.setattr(native, "encode", lambda *a, **k: native._default.encode(*a, **k)[:-1])
+    with pytest.raises(bench.WrongResult, match="another message than the host's"):
+        bench.measure(largest=5_000, smallest=5_000)
+    assert cuda.core is core
+
+
+def test_out_of_time(measured):
+    content = measured[0].measure(deadline=0.0)
+    assert "encode" in content["left_out"] and "encode" not in content
