@@ -99,7 +99,9 @@ def compile_kernels(cuda, folder, depends, force):
     def one(source):
         target = os.path.join(folder, os.path.basename(source) + ".o")
         if force or not os.path.exists(target) or os.path.getmtime(target) <= newest([source, *depends]):
-            subprocess.run([cuda.nvcc, *KERNEL_FLAGS, *KERNEL_TARGETS, "-c", source, "-o", target], check=True)
+            command = [cuda.nvcc, *KERNEL_FLAGS, *KERNEL_TARGETS, "-c", source, "-o", target]
+            if subprocess.run(command, check=False).returncode != 0:
+                raise SystemExit(f"{cuda.nvcc} cannot compile {source} (see above); GTCBMUF_CUDA=0 installs gtcbmuf without CUDA")
         return target
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

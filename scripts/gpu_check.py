@@ -16,7 +16,7 @@ from gtcbmuf.backends import cuda
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ["tests/unit/test_cuda_c.py", "tests/unit/test_cuda_backend.py", "tests/unit/test_cuda_build.py",
-         "tests/unit/test_gpu_check.py"]  # fmt: skip
+         "tests/unit/test_device.py", "tests/unit/test_gpu_check.py"]  # fmt: skip
 LIMIT_SECONDS = 480
 
 

@@ -5,6 +5,8 @@ CuPy, PyTorch or JAX.
 """
 
 import ctypes
+import functools
+import tempfile
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -22,9 +24,11 @@ def _load(name, path):
 cuda_tests = _load("cuda_tests", Path(__file__).parent / "cuda" / "run.py")
 
 
-def emulated_core(directory):
-    """What gtcbmuf._core.cuda is where CUDA was built; compiled into that directory."""
-    return _load("emulated_cuda", cuda_tests.Builder(directory).module())
+@functools.cache
+def emulated_core():
+    """What gtcbmuf._core.cuda is where CUDA was built; compiled once in a process, in some ten seconds."""
+    with tempfile.TemporaryDirectory() as directory:  # once loaded, its file is no longer needed
+        return _load("emulated_cuda", cuda_tests.Builder(directory).module())
 
 
 class Uploaded:

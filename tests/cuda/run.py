@@ -28,6 +28,7 @@ LARGE = ["-DGTCB_CUDA_THREADS=512", "-DGTCB_CUDA_CHUNK=32768"]
 TESTS = {
     "kernels": ("test_kernels.c", ["60", "1"], []),
     "kernels_small": ("test_kernels.c", ["60", "2"], SMALL),
+    "wide": ("test_wide.cpp", [], []),
     "kernels_checked": ("test_kernels.c", ["600", "3"], CHECKED),
     "kernels_large": ("test_kernels.c", ["300", "4"], LARGE),
     "kernels_long": ("test_kernels.c", ["1500", "5"], SMALL),
@@ -90,6 +91,7 @@ class Builder:
         includes = [f"-I{path}" for path in (sysconfig.get_paths()["include"], nanobind.include_dir(), bind,
                                              bind.parent / "ext" / "robin_map" / "include")]  # fmt: skip
         flags = ["-std=c++17", "-O0", "-w", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DGTCB_CUDA", "-DNB_COMPACT_ASSERTIONS",
+                 "-DNB_DOMAIN=emulated",  # its types are not those of gtcbmuf._core
                  "-I", str(CSRC), *includes]  # fmt: skip
         sources = [HERE / "module.cpp", CSRC / "binding" / "nanobind.cpp"]
         objects = self._compile_all(sources, [*compilers()[1], *flags], "module")

@@ -15,8 +15,8 @@ DTYPES = ["float32", "float16", "bfloat16", "float64"]
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory):
-    return emulated_core(tmp_path_factory.mktemp("emulated"))
+def core():
+    return emulated_core()
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ SIZES = (30_000, 5, 7_001)  # of the buckets
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory):
-    return emulated_core(tmp_path_factory.mktemp("emulated"))
+def core():
+    return emulated_core()
 
 
 @pytest.fixture

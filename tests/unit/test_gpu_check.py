@@ -1,23 +1,26 @@
 """scripts/gpu_check's benchmark over emulated kernels: its results are checked and its tables complete. The times mean nothing."""
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from cuda_emulated import cuda_tests, emulated_core
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+sys.path.insert(0, str(SCRIPTS))
 pytestmark = pytest.mark.skipif(not cuda_tests.compilers_are_here(), reason="needs a C and a C++ compiler")
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured():
     from gpu import bench
 
     from gtcbmuf.backends import cuda
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "core", emulated_core(tmp_path_factory.mktemp("emulated")))
+        patch.setattr(cuda, "core", emulated_core())
         patch.setattr(bench, "ROUNDS", 1)
         patch.setattr(bench, "WARM", 0)
         yield bench, bench.measure(largest=20_000, smallest=9_000)
@@ -66,3 +69,16 @@ def test_a_wrong_result_ends_it(measured, monkeypatch):
 def test_out_of_time(measured):
     content = measured[0].measure(deadline=0.0)
     assert "encode" in content["left_out"] and "encode" not in content
+
+
+def test_without_a_gpu(tmp_path):
+    """It says so, and writes no results."""
+    from gtcbmuf.backends import cuda
+
+    if cuda.devices()[0]:
+        pytest.skip("this machine has a GPU")
+    done = subprocess.run([sys.executable, SCRIPTS / "gpu_check.py", "--out", tmp_path / "results.json"], check=False, text=True,
+                          capture_output=True, env={**os.environ, "PYTHONSAFEPATH": ""})  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("no GPU can be used here: ") and "Nothing was measured" in done.stderr
+    assert not list(tmp_path.iterdir())
