@@ -67,7 +67,7 @@ def cudart_folder(nvcc):
     roots = [*tops, os.path.dirname(os.path.dirname(os.path.realpath(nvcc)))]
     roots += sorted(glob(os.path.join(os.path.dirname(roots[-1]), "*")))  # PyPI: nvidia/cuda_nvcc, nvidia/cuda_runtime
     for root in roots:
-        for place in ("lib64", "lib", os.path.join("targets", "x86_64-linux", "lib"), os.path.join("targets", "sbsa-linux", "lib")):
+        for place in ("lib64", "lib", "targets/x86_64-linux/lib", "targets/sbsa-linux/lib"):
             if os.path.exists(os.path.join(root, place, "libcudart_static.a")):
                 return os.path.join(root, place)
     return None
@@ -77,7 +77,8 @@ def find_cuda():
     """What to compile the kernels with; None: they are left out."""
     wanted = os.environ.get("GTCBMUF_CUDA", "")
     if wanted not in ("", "0", "1"):
-        raise SystemExit(f"GTCBMUF_CUDA={wanted!r}: allowed is 1 (CUDA must be built) or 0 (leave it out); unset: if nvcc is found")
+        raise SystemExit(f"GTCBMUF_CUDA={wanted!r}: allowed is 1 (CUDA must be built) or 0 (leave it out); "
+                         "unset: it is built if nvcc is found")  # fmt: skip
     if wanted == "0":
         return None
     missing = "nvcc was not found (set NVCC or CUDA_HOME, or pip install nvidia-cuda-nvcc)"

@@ -1,4 +1,4 @@
-"""Gradients on CUDA devices between ranks: which device is this rank's, and an exchange of which only messages leave it.
+"""Gradients on CUDA devices: which device is this rank's, and an exchange that only messages leave it for.
 
 docs/cuda.md says what has been tested, and where.
 """
@@ -29,12 +29,15 @@ def local_device(*, share: bool = False) -> int:
     everyone = runtime.gather(why if number is None else (found[number]["uuid"],))
     if blind := {rank: one for rank, one in enumerate(everyone) if isinstance(one, str)}:
         rank, text = next(iter(blind.items()))
-        raise SettingsError(f"no CUDA device can be used on {len(blind)} of {len(everyone)} ranks; rank {rank}: {text}")
+        raise SettingsError(
+            f"no CUDA device can be used on {len(blind)} of {len(everyone)} ranks; rank {rank}: {text}"
+        )
     mine = [rank for rank, one in enumerate(everyone) if one == everyone[runtime.rank()]]
     if len(mine) > 1 and not share and runtime.rank() == mine[0]:
         warnings.warn(
-            f"ranks {', '.join(map(str, mine))} share one GPU ({found[number]['name']}): start as many ranks on a host "
-            "as it has GPUs, or say local_device(share=True)", RuntimeWarning, stacklevel=2,
+            f"ranks {', '.join(map(str, mine))} share one GPU ({found[number]['name']}): start as many "
+            "ranks on a host as it has GPUs, or say local_device(share=True)",
+            RuntimeWarning, stacklevel=2,
         )  # fmt: skip
     return number
 
@@ -58,9 +61,10 @@ class DeviceExchange:
         self._waiting: DeviceTicket | None = None
 
     def post_encode(
-        self, bucket: int, segments: Sequence, residual_in, residual_out, threshold, *, max_sent=None, dtype=None,
+        self, bucket: int, segments: Sequence, residual_in, residual_out, threshold, *,
+        max_sent=None, dtype=None,
     ) -> DeviceTicket:  # fmt: skip
-        """See docs/layers.md; all arrays are on the device. The window of a cap moves with the exchange's sequence."""
+        """See docs/layers.md; all arrays are on the device."""
         self.flush()
         if (place := self._places.get(bucket)) is not None and place.busy:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
@@ -104,9 +108,9 @@ class _Place:
         return self.pinned.array[:length]
 
     def _copy(self, begin: int, end: int) -> None:
-        codec = self.codec
-        cuda.core.copy(codec.device, self.pinned.address + begin, self.address + begin, end - begin, codec.stream)
-        self.event.record(codec.stream)
+        device, stream = self.codec.device, self.codec.stream
+        cuda.core.copy(device, self.pinned.address + begin, self.address + begin, end - begin, stream)
+        self.event.record(stream)
 
 
 class DeviceTicket:
@@ -138,9 +142,9 @@ class DeviceTicket:
         belongs = (rank, first.elements, self._bucket, self._sequence)
         if (header.sender, header.elements, header.bucket, header.sequence) != belongs:
             raise MismatchError(
-                f"rank {rank} sent bucket {header.bucket} of {header.elements} elements, sequence {header.sequence}, where rank 0 "
-                f"sent bucket {first.bucket} of {first.elements}, sequence {first.sequence}: all ranks must post the same "
-                "buckets in the same order"
+                f"rank {rank} sent bucket {header.bucket} of {header.elements} elements, sequence "
+                f"{header.sequence}, where rank 0 sent bucket {first.bucket} of {first.elements}, sequence "
+                f"{first.sequence}: all ranks must post the same buckets in the same order"
             )
         if header.non_finite:
             raise NonFiniteError(rank, self._bucket, header.sent)

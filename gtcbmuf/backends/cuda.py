@@ -18,6 +18,7 @@ from gtcbmuf.errors import MessageError, SettingsError
 
 if native_is_built():
     from gtcbmuf import _core
+    from gtcbmuf.backends import native
 
     core = getattr(_core, "cuda", None)  # None: the extension was built without CUDA
 else:
@@ -46,7 +47,9 @@ def need_device(device: int) -> dict:
     if not found:
         raise SettingsError(f"no CUDA device can be used: {why}")
     if not 0 <= device < len(found):
-        raise SettingsError(f"there is no CUDA device {device}; this process sees {len(found)}, from 0 (CUDA_VISIBLE_DEVICES?)")
+        raise SettingsError(
+            f"there is no CUDA device {device}; this process sees {len(found)}, from 0 (CUDA_VISIBLE_DEVICES?)"
+        )
     return found[device]
 
 
@@ -73,6 +76,10 @@ class CudaCodec:
         self._blocks = BLOCKS_PER_MULTIPROCESSOR * need_device(device)["multiprocessors"]
         self._memory, self._pinned = {}, None
         self._event = core.Event(device)
+        # What is about messages and arrays on the host is the native codec's.
+        self.raw, self.read_header, self.validate = native.raw, native.read_header, native.validate
+        self.bound, self.max_sent = native.bound, native.max_sent
+        self.message_capacity = native.message_capacity
 
     # -- encode ---------------------------------------------------------------------------------
 
@@ -110,14 +117,19 @@ class CudaCodec:
 
     def _job(self, segments, residual_in, residual_out, dtype) -> _Job:
         if not isinstance(segments, (list, tuple)):
-            raise TypeError(f"segments must be a list of arrays, found {type(segments).__name__}; put a single array into a list")
+            raise TypeError(
+                f"segments must be a list of arrays, found {type(segments).__name__}; "
+                "put a single array into a list"
+            )
         if dtype is not None and dtype not in GRADIENTS:
             raise TypeError(f"dtype is {dtype!r}; gradients are one of {', '.join(GRADIENTS)}")
         found = [self._describe(f"segments[{i}]", s) for i, s in enumerate(segments)]
         for i, segment in enumerate(found):
             dtype = segment.dtype if dtype is None else dtype
             if segment.dtype != dtype and (segment.dtype, dtype) != ("uint16", "bfloat16"):
-                raise TypeError(f"segments[{i}] has dtype {segment.dtype}, expected {dtype}: all segments of a bucket have one")
+                raise TypeError(
+                    f"segments[{i}] has dtype {segment.dtype}, expected {dtype}: all segments of a bucket have one"
+                )
             if dtype not in GRADIENTS:
                 raise TypeError(
                     f"segments[{i}] has dtype {dtype}; gradients are one of {', '.join(GRADIENTS)} "
@@ -129,7 +141,9 @@ class CudaCodec:
         before = self._float32("residual_in", residual_in, elements)
         after = self._float32("residual_out", residual_out, elements, write=True)
         if before.address != after.address and overlap(before, after):
-            raise ValueError("residual_in and residual_out overlap in part; pass the same array twice, or two apart")
+            raise ValueError(
+                "residual_in and residual_out overlap in part; pass the same array twice, or two apart"
+            )
         for i, segment in enumerate(found):
             if overlap(segment, after):
                 raise ValueError(f"segments[{i}] and residual_out overlap; pass a copy of one")
@@ -231,38 +245,14 @@ class CudaCodec:
             float(lr), bool(nesterov), self.stream, self._blocks,
         )  # fmt: skip
 
-    # -- the same as for every codec, of messages on the host --------------------------------------
-
-    def raw(self, array, *, weight=1, sequence=0, bucket=0, sender=0):
-        """See gtcbmuf.backends.Codec.raw; the array is on the host."""
-        return _host().raw(array, weight=weight, sequence=sequence, bucket=bucket, sender=sender)
-
-    def read_header(self, message) -> Header:
-        """See gtcbmuf.backends.Codec.read_header."""
-        return _host().read_header(message)
-
-    def validate(self, message) -> Header:
-        """See gtcbmuf.backends.Codec.validate; on the host."""
-        return _host().validate(message)
-
-    def bound(self, n, k):
-        """See gtcbmuf.backends.Codec.bound."""
-        return _host().bound(n, k)
-
-    def max_sent(self, n, cap_bytes):
-        """See gtcbmuf.backends.Codec.max_sent."""
-        return _host().max_sent(n, cap_bytes)
-
-    def message_capacity(self, n):
-        """See gtcbmuf.backends.Codec.message_capacity."""
-        return _host().message_capacity(n)
-
     # -- arrays and buffers ---------------------------------------------------------------------
 
     def _describe(self, name, array, write=False) -> DeviceArray:
         found = describe(core, name, array, self.stream, write=write)
         if found.elements and same_device({name: found}) != self.device:
-            raise ValueError(f"{name} lies on device {found.device}, this codec works on {self.device}; move it there")
+            raise ValueError(
+                f"{name} lies on device {found.device}, this codec works on {self.device}; move it there"
+            )
         return found
 
     def _float32(self, name, array, elements, write=False) -> DeviceArray:
@@ -296,9 +286,3 @@ class CudaCodec:
     def _copied(self) -> None:
         self._event.record(self.stream)
         self._event.wait()
-
-
-def _host():
-    from gtcbmuf.backends import native
-
-    return native

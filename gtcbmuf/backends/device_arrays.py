@@ -58,15 +58,22 @@ def describe(core, name: str, array, stream: int = 0, *, write: bool = False) ->
 def _from_dlpack(core, name, array, stream) -> DeviceArray:
     kind, _ = array.__dlpack_device__()
     if int(kind) not in (DLPACK_CUDA, DLPACK_MANAGED):
-        where = "the host's memory" if int(kind) in (DLPACK_CPU, DLPACK_PINNED) else f"a device of DLPack's type {int(kind)}"
-        raise TypeError(f"{name} lies in {where}, expected a CUDA device; move it there, or use gtcbmuf's host back end")
+        on_host = int(kind) in (DLPACK_CPU, DLPACK_PINNED)
+        where = "the host's memory" if on_host else f"a device of DLPack's type {int(kind)}"
+        raise TypeError(
+            f"{name} lies in {where}, expected a CUDA device; move it there, or use gtcbmuf's host back end"
+        )
     try:
         capsule = array.__dlpack__(stream=stream or 1)  # 1 is what DLPack calls the legacy default stream
     except BufferError as error:
-        raise TypeError(f"{name} does not give its memory away ({error}); a PyTorch tensor: pass it by .detach()") from error
+        raise TypeError(
+            f"{name} does not give its memory away ({error}); a PyTorch tensor: pass it by .detach()"
+        ) from error
     address, shape, strides, code, bits, _, device = core.look_into(capsule)
     if (dtype := _DLPACK_TYPES.get((code, bits))) is None:
-        raise TypeError(f"{name} has a dtype that gtcbmuf does not know (DLPack's type {code} of {bits} bits); {_CURE_DTYPE}")
+        raise TypeError(
+            f"{name} has a dtype that gtcbmuf does not know (DLPack's type {code} of {bits} bits); {_CURE_DTYPE}"
+        )
     _check_contiguous(name, shape, strides)
     return DeviceArray(address, math.prod(shape), dtype, device, array)
 

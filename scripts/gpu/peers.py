@@ -50,7 +50,8 @@ def _torch(gradient):
         torch.topk(out.abs(), max(1, int(density * out.numel())), sorted=False)
 
     def time(step, threshold, density):
-        return _median(start.record, stop.record, stop.synchronize, lambda: start.elapsed_time(stop), lambda: step(threshold, density))
+        return _median(start.record, stop.record, stop.synchronize, lambda: start.elapsed_time(stop),
+                       lambda: step(threshold, density))  # fmt: skip
 
     return [("torch: threshold and nonzero", threshold_and_nonzero, lambda t, d: time(threshold_and_nonzero, t, d)),
             ("torch.topk", topk, lambda t, d: time(topk, t, d))]  # fmt: skip

@@ -6,7 +6,8 @@ GOAL, GOAL_UP_TO = 0.85, 0.01
 
 
 def _table(head: list[str], lines: list[list[str]]) -> str:
-    return "\n".join(["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(line) + " |" for line in lines)])
+    row = lambda cells: "| " + " | ".join(cells) + " |"
+    return "\n".join([row(head), "|" + "---|" * len(head), *map(row, lines)])
 
 
 def _encode(rows) -> str:
@@ -22,9 +23,9 @@ def _verdict(row) -> str:
 
 
 def _peers(rows) -> str:
-    return _table(["step", "density", "ms"],
-                  [[r["name"], f"{100 * r['density']:g} %", f"{r['ms']:.3f}"] if "ms" in r else [r["name"], "", f"missing ({r['missing']})"]
-                   for r in rows])  # fmt: skip
+    lines = [[r["name"], f"{100 * r['density']:g} %", f"{r['ms']:.3f}"] if "ms" in r
+             else [r["name"], "", f"missing ({r['missing']})"] for r in rows]  # fmt: skip
+    return _table(["step", "density", "ms"], lines)
 
 
 def text(content: dict) -> str:
@@ -32,16 +33,16 @@ def text(content: dict) -> str:
     if (b := content.get("benchmark")) is None:
         return parts[0] + "\n\nThe tests failed, so nothing was measured.\n"
     major, minor = b["device"]["capability"]
-    parts.append(f"{b['device']['name']} (sm_{major}{minor}, {b['device']['multiprocessors']} multiprocessors). Medians by CUDA events; "
-                 "every result was compared with the host's codec first.")  # fmt: skip
+    parts.append(f"{b['device']['name']} (sm_{major}{minor}, {b['device']['multiprocessors']} multiprocessors). "
+                 "Medians by CUDA events; every result was compared with the host's codec first.")  # fmt: skip
     if rows := [*b.get("encode", []), *b.get("encode_large", [])]:
         parts.append(_encode(rows))
     if rows := b.get("decode_add"):
-        parts.append(_table(["elements", "density", "messages", "decode-add [ms]"],
-                            [[f"{r['elements']:,}", f"{100 * r['density']:g} %", str(r["messages"]), f"{r['ms']:.3f}"] for r in rows]))  # fmt: skip
+        lines = [[f"{r['elements']:,}", f"{100 * r['density']:g} %", str(r["messages"]), f"{r['ms']:.3f}"] for r in rows]
+        parts.append(_table(["elements", "density", "messages", "decode-add [ms]"], lines))
     if row := b.get("block_update"):
-        parts.append(f"Block update of {row['elements']:,} elements: {row['ms']:.3f} ms, {100 * row['of_copy']:.0f} % of the copy's "
-                     "bandwidth at 24 bytes an element.")  # fmt: skip
+        parts.append(f"Block update of {row['elements']:,} elements: {row['ms']:.3f} ms, {100 * row['of_copy']:.0f} % of "
+                     "the copy's bandwidth at 24 bytes an element.")  # fmt: skip
     if rows := b.get("peers"):
         parts.append(_peers(rows))
     if b["left_out"]:

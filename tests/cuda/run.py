@@ -80,7 +80,8 @@ class Builder:
         kind = C_FLAGS if source.endswith(".c") else KERNEL_FLAGS
         compiler = compilers()[source.endswith(".cpp")]
         subprocess.run([*compiler, *COMMON, *kind, "-c", str(HERE / source), "-o", f"{target}.o"], check=True)
-        subprocess.run([*compilers()[1], *flags, f"{target}.o", *map(str, objects), "-lm", "-pthread", "-o", str(target)], check=True)
+        subprocess.run([*compilers()[1], *flags, f"{target}.o", *map(str, objects), "-lm", "-pthread", "-o", str(target)],
+                       check=True)  # fmt: skip
         return target
 
     def module(self):
@@ -90,7 +91,8 @@ class Builder:
         bind = Path(nanobind.source_dir())
         includes = [f"-I{path}" for path in (sysconfig.get_paths()["include"], nanobind.include_dir(), bind,
                                              bind.parent / "ext" / "robin_map" / "include")]  # fmt: skip
-        flags = ["-std=c++17", "-O0", "-w", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing", "-DGTCB_CUDA", "-DNB_COMPACT_ASSERTIONS",
+        flags = ["-std=c++17", "-O0", "-w", "-fPIC", "-fvisibility=hidden", "-fno-strict-aliasing",
+                 "-DGTCB_CUDA", "-DNB_COMPACT_ASSERTIONS",
                  "-DNB_DOMAIN=emulated",  # its types are not those of gtcbmuf._core
                  "-I", str(CSRC), *includes]  # fmt: skip
         sources = [HERE / "module.cpp", CSRC / "binding" / "nanobind.cpp"]

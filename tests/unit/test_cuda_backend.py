@@ -1,4 +1,4 @@
-"""The CUDA back end beside the native one: the same bytes, sums and refusals; over emulated kernels, and on a GPU if there is one."""
+"""The CUDA back end beside the native one: the same bytes, sums and refusals; emulated, and on a GPU if there is one."""
 
 import numpy as np
 import pytest

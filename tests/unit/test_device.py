@@ -54,7 +54,8 @@ def test_the_sums_of_the_hosts_exchange(exchanges, monkeypatch, first_bytes, max
         posted = [post(x, bucket, gradient(x.rank, bucket), max_sent=max_sent) for x in exchanges]
         finish(exchanges, [ticket for _, ticket in posted])
         rests = np.zeros((3, size), np.float32)
-        expected = [x.post_encode(bucket, [gradient(x.rank, bucket)], np.zeros(size, np.float32), rests[x.rank], 1.0, max_sent=max_sent)
+        zeros = np.zeros(size, np.float32)
+        expected = [x.post_encode(bucket, [gradient(x.rank, bucket)], zeros, rests[x.rank], 1.0, max_sent=max_sent)
                     for x in host]  # fmt: skip
         for rank, (rest, ticket) in enumerate(posted):
             dense, host_dense = Uploaded(cuda.core, np.zeros(size, np.float32)), np.zeros(size, np.float32)

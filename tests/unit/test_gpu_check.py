@@ -1,4 +1,4 @@
-"""scripts/gpu_check's benchmark over emulated kernels: its results are checked and its tables complete. The times mean nothing."""
+"""scripts/gpu_check's benchmark over emulated kernels: checked results, complete tables. Times mean nothing."""
 
 import os
 import subprocess
