@@ -3,6 +3,11 @@
 #include "binding/binding.h"
 
 #ifdef GTCB_CUDA
+#include <optional>
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+
 #include "cuda/cuda.h"
 #include "cuda/device.h"
 
@@ -71,7 +76,7 @@ static nb::dict facts(int device)
 static gtcb_cuda_launch launch_on(Address stream, unsigned blocks) { return {(void *) stream, blocks}; }
 
 static void encode(int device, const std::vector<std::pair<Address, size_t>> &segments, const std::string &dtype, uint64_t elements,
-                   Address residual_in, Address residual_out, float threshold, nb::object max_sent, uint64_t sequence,
+                   Address residual_in, Address residual_out, float threshold, std::optional<uint64_t> max_sent, uint64_t sequence,
                    uint32_t bucket, uint32_t sender, Address scratch, Address message, Address stream, unsigned blocks)
 {
     std::vector<gtcb_segment> table;
@@ -85,7 +90,7 @@ static void encode(int device, const std::vector<std::pair<Address, size_t>> &se
     job.residual_in = (const float *) residual_in;
     job.residual_out = (float *) residual_out;
     job.threshold = threshold;
-    job.max_sent = max_sent.is_none() ? GTCB_NO_CAP : nb::cast<uint64_t>(max_sent);
+    job.max_sent = max_sent.value_or(GTCB_NO_CAP);
     job.sequence = sequence;
     job.bucket = bucket;
     job.sender = sender;
