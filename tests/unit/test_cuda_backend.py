@@ -207,8 +207,8 @@ def test_bad_messages(codec, native):
     gradient[17] = np.nan
     announcement = native.encode([gradient], residual, residual.copy(), 2.0, sender=4)
     for bad, error, text in [
-        (damaged, MessageError, "checksum"), (longer, MessageError, ""), (good[:70], MessageError, ""),
-        (good[:10], MessageError, ""), (announcement, NonFiniteError, ""), (native.raw(dense), MismatchError, "raw"),
+        (damaged, MessageError, "checksum"), (longer, MessageError, None), (good[:70], MessageError, None),
+        (good[:10], MessageError, None), (announcement, NonFiniteError, None), (native.raw(dense), MismatchError, "raw"),
     ]:  # fmt: skip
         with pytest.raises(error, match=text):
             codec.decode_add([good, bad], FakeDeviceArray(dense))
