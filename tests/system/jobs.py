@@ -29,8 +29,8 @@ def shell(command: str, folder: Path = ROOT, timeout: float = 100, **environ: st
     return Done(done.returncode, done.stdout, time.monotonic() - begin)
 
 
-def job(ranks: int, *arguments: str, mpirun: Path = BIN, python: Path = BIN, **environ) -> Done:
+def job(ranks: int, *arguments: str, mpirun: Path = BIN, python: Path = BIN, timeout: float = 100, **environ) -> Done:
     """mpirun of one environment, starting the Python of one (this one, both, by default)."""
     launcher = mpirun / "mpirun" if (mpirun / "mpirun").exists() else "mpirun"
     command = [str(launcher), "-n", str(ranks), str(python / "python"), *arguments]
-    return shell(f"exec {shlex.join(command)}", **environ)
+    return shell(f"exec {shlex.join(command)}", timeout=timeout, **environ)
