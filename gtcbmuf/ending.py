@@ -84,12 +84,15 @@ class Ending:
 
     def _end_all(self, error: BaseException, show: Callable[[], None]) -> None:
         """Left alone, this rank would wait in MPI_Finalize for the others, and they in an exchange for it."""
-        rank = self.comm.rank
-        if rank > 0:  # all ranks raise most errors together: then the lowest one's abort comes first
-            time.sleep(0.5 + 0.1 * min(rank, 20))
+        self._let_lower_ranks_speak_first()
         if isinstance(error, ExchangeClosedError):
             time.sleep(ECHO_SECONDS)
-        self._last_words(f"rank {rank} of {self.comm.size} ends the job:", show)
+        self._last_words(f"rank {self.comm.rank} of {self.comm.size} ends the job:", show)
+
+    def _let_lower_ranks_speak_first(self) -> None:
+        """All ranks meet most errors together: the lowest one's abort then comes before the others say the same."""
+        if self.comm.rank > 0:
+            time.sleep(0.5 + 0.1 * min(self.comm.rank, 20))
 
     def _neighbours_died(self, dead: list[int]) -> None:
         alive = [rank for rank in self._local if rank not in dead]
@@ -141,6 +144,7 @@ class Ending:
                 for exchange in exchanges:
                     exchange.leave()
             if waited > self._seconds:
+                self._let_lower_ranks_speak_first()
                 self._last_words(
                     f"rank {self.comm.rank} of {self.comm.size} has waited {waited:.1f} s at the end of its program for the "
                     "end of other ranks, and ends the job; GTCBMUF_TIMEOUT_SECONDS sets how long to wait"
