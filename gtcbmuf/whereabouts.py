@@ -39,11 +39,11 @@ def describe(site: Site | None) -> str:
 
 
 def tell_of_stall(wait: str, waited: float, seconds: float, site: Site | None) -> None:
-    """On stderr, with the stack of the caller, in one piece: other ranks write there, too."""
+    """For Ticket.wait: on stderr, with the stack of its caller, in one piece: other ranks write there, too."""
     since = time.strftime("%H:%M:%S", time.localtime(time.time() - waited))
     sys.stderr.write(
         f"gtcbmuf: stalled: {wait}, since {since}; it gives up after {seconds:g} s. "
-        f"Posted at {describe(site)}; the wait:\n" + "".join(traceback.format_stack(sys._getframe(1)))
+        f"Posted at {describe(site)}; the wait:\n" + "".join(traceback.format_stack(sys._getframe(2)))
     )
     sys.stderr.flush()
 

@@ -4,7 +4,8 @@ resumed from what it had saved must have the bits of one that was never disturbe
     python -m pytest -m slow -s tests/system/test_chaos.py
     CHAOS_KILLS=100 CHAOS_SEED=7 python -m pytest -m slow -s tests/system/test_chaos.py -k 8
 
-The run of resumed_run.py holds Dense, GTC, BMUF and the hybrid, with SGD and Adam, side by side.
+The run of resumed_run.py holds Dense, GTC, BMUF and the hybrid, with SGD and Adam, side by side. Of four kills one falls
+anywhere between start and training, three fall into the training with its saves, or the job's end.
 """
 
 import os
@@ -17,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from jobs import BIN, ROOT, job
+from jobs import BIN, ROOT
 
 SCRIPT = str(Path(__file__).with_name("resumed_run.py"))
 STEPS, EVERY = 24, 3
@@ -25,46 +26,49 @@ HANG_SECONDS = 60  # on a busy machine; the slowest end is told
 KILLS, SEED = int(os.environ.get("CHAOS_KILLS", 50)), int(os.environ.get("CHAOS_SEED", time.time_ns() % 10**6))
 
 
-def start(ranks, folder):
-    launcher = BIN / "mpirun" if (BIN / "mpirun").exists() else "mpirun"
-    command = f"exec {launcher} -n {ranks} {BIN}/python {SCRIPT} {folder} {STEPS} {EVERY}"
-    return subprocess.Popen(["bash", "-c", f". {ROOT}/scripts/lib/mpi_env.sh; {command}"], stdout=subprocess.PIPE,
-                            stderr=subprocess.STDOUT, text=True, start_new_session=True)  # fmt: skip
+class Run:
+    """A job under way, its output in a file."""
 
+    def __init__(self, ranks, folder, every):
+        folder.mkdir(exist_ok=True)
+        launcher = BIN / "mpirun" if (BIN / "mpirun").exists() else "mpirun"
+        command = f"exec {launcher} -n {ranks} {BIN}/python {SCRIPT} {folder} {STEPS} {every}"
+        self.ranks, self.folder, self.log = ranks, folder, folder.with_suffix(".log")
+        self.begin = time.monotonic()
+        with self.log.open("w") as log:
+            self.job = subprocess.Popen(["bash", "-c", f". {ROOT}/scripts/lib/mpi_env.sh; {command}"], stdout=log,
+                                        stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
-def processes(run):
-    """The Python processes of a job: the children of its launcher (with MPICH, of its proxy), in the order of ranks."""
-    found = subprocess.run(["ps", "-eo", "pid=,ppid=,args=", "-ww", "--sort", "start_time,pid"], text=True, capture_output=True, check=True)
-    rows = [line.split(None, 2) for line in found.stdout.splitlines()]
-    tree = {str(run.pid)}
-    for _ in range(3):
-        tree |= {pid for pid, parent, _ in rows if parent in tree}
-    return [int(pid) for pid, _, what in rows if pid in tree and what.startswith(f"{BIN}/python")]
+    def output(self):
+        return self.log.read_text(errors="replace")
 
+    def seconds_to_first_step(self):
+        while "resumed at" not in self.output() and self.job.poll() is None:
+            time.sleep(0.02)
+        return time.monotonic() - self.begin
 
-def kill_one(run, choice, moment):
-    """After so many seconds: when it was, or None if the job was over before."""
-    begin = time.monotonic()
-    while time.monotonic() < begin + moment:
-        if run.poll() is not None:
+    def kill_one(self, choice, moment):
+        """`moment` seconds from now: when it was, or None if the job was over before."""
+        end = time.monotonic() + moment
+        while time.monotonic() < end and self.job.poll() is None:
+            time.sleep(0.01)
+        found = self.processes()
+        if not found:
             return None
-        time.sleep(0.01)
-    found = processes(run)
-    if not found:
-        return None
-    os.kill(found[int(choice * len(found))], signal.SIGKILL)
-    return time.monotonic()
+        os.kill(found[int(choice * len(found))], signal.SIGKILL)
+        return time.monotonic()
 
+    def processes(self):
+        """The ranks: below the launcher, or (MPICH) below its proxy."""
+        found = subprocess.run(["ps", "-eo", "pid=,ppid=,args=", "-ww"], text=True, capture_output=True, check=True)
+        rows = [line.split(None, 2) for line in found.stdout.splitlines()]
+        tree = {str(self.job.pid)}
+        for _ in range(3):
+            tree |= {pid for pid, parent, _ in rows if parent in tree}
+        return [int(pid) for pid, _, what in rows if pid in tree and what.startswith(f"{BIN}/python")]
 
-def whole_run(ranks, folder):
-    folder.mkdir()
-    status, output, seconds = job(ranks, SCRIPT, str(folder), str(STEPS), "0", timeout=300)
-    assert status == 0, output
-    return ends(ranks, folder), seconds
-
-
-def ends(ranks, folder):
-    return [(folder / f"end-{rank}").read_bytes() for rank in range(ranks)]
+    def ends(self):
+        return [(self.folder / f"end-{rank}").read_bytes() for rank in range(self.ranks)]
 
 
 @pytest.mark.slow
@@ -72,35 +76,41 @@ def ends(ranks, folder):
 def test_kills_at_random_moments(ranks, tmp_path):
     print(f"\n{ranks} ranks, seed {SEED}, {KILLS} kills", flush=True)
     chance = random.Random(SEED * 100 + ranks)
-    expected, seconds = whole_run(ranks, tmp_path / "whole")
-    count, slowest, folder = Counter(), 0.0, tmp_path / "parts"
-    folder.mkdir()
+    whole = Run(ranks, tmp_path / "whole", 0)
+    to_start = whole.seconds_to_first_step()
+    assert whole.job.wait(600) == 0, whole.output()
+    training = time.monotonic() - whole.begin - to_start
+
+    count, slowest = Counter(), 0.0
     while count["kills"] < KILLS or count["finished"] == 0:
-        run = start(ranks, folder)
+        run = Run(ranks, tmp_path / "parts", EVERY)
         killed = None
         if count["kills"] < KILLS:
-            killed = kill_one(run, chance.random(), chance.uniform(0, 1.2 * seconds))
+            moment = chance.uniform(0, to_start)
+            if chance.random() < 0.75:
+                run.seconds_to_first_step()
+                moment = chance.uniform(0, training)
+            killed = run.kill_one(chance.random(), moment)
         try:
-            output, _ = run.communicate(timeout=HANG_SECONDS if killed else 300)
+            status = run.job.wait(HANG_SECONDS if killed else 600)
         except subprocess.TimeoutExpired:
+            status = -1
             count["hangs"] += 1
-            os.killpg(run.pid, signal.SIGKILL)
-            output, _ = run.communicate()
-            print(f"HANG after {count['kills']} kills:\n{output}", flush=True)
+            print(f"HANG:\n{run.output()}", flush=True)
+            os.killpg(run.job.pid, signal.SIGKILL)
         if killed:
-            count["kills"] += 1
             slowest = max(slowest, time.monotonic() - killed)
-            count["resumed"] += "resumed at 0 " not in output and "resumed at" in output
-            count["named"] += "died without a word" in output
-        if run.returncode == 0:
+            count["kills"] += 1
+            count["in training"] += "resumed at" in run.output()
+            count["of resumed runs"] += "resumed at" in run.output() and "resumed at 0" not in run.output()
+            count["named"] += "died without a word" in run.output()
+        if status == 0:
             count["finished"] += 1
-            wrong = ends(ranks, folder) != expected
-            count["wrong"] += wrong
-            shutil.rmtree(folder)
-            folder.mkdir()
+            count["wrong"] += run.ends() != whole.ends()
+            shutil.rmtree(run.folder)
         elif not killed:
             count["failed"] += 1
-            print(output, flush=True)
+            print(run.output(), flush=True)
             break
     print(f"{dict(count)}; slowest end {slowest:.1f} s after a kill", flush=True)
     assert count["hangs"] == count["wrong"] == count["failed"] == 0 and count["finished"] > 0
