@@ -28,7 +28,7 @@ def bounded(seconds: float) -> Iterator[None]:
     """For waits of MPI's own, which have no deadline: after so many seconds the stacks of all threads are on stderr,
     and the process ends. It takes faulthandler's timer: that of the program is lost."""
     armed = False
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # stderr may be no file
+    with contextlib.suppress(AttributeError, ValueError, OSError, RuntimeError):  # stderr may be no file
         faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
         armed = True
     try:

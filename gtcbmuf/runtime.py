@@ -250,7 +250,8 @@ def beside():
     of capped messages depend. All ranks must ask for it together; it is the same one each time."""
     runtime = _get()
     if runtime.beside is None:
-        runtime.beside = _open(runtime, runtime.comm.Dup(), range(runtime.comm.size))
+        with bounded(_deadline()):
+            runtime.beside = _open(runtime, runtime.comm.Dup(), range(runtime.comm.size))
     return runtime.beside
 
 
@@ -265,7 +266,11 @@ def by_message(members=None):
 def groups(spec=None) -> grouping.Groups:
     """The groups that `spec` names (gtcbmuf.groups.form) with their exchanges; every rank must ask
     for the same ones. Asked again, it gives the same object."""
-    runtime = _get()
+    with bounded(_deadline()):
+        return _groups(_get(), spec)
+
+
+def _groups(runtime, spec):
     members = _together(
         runtime.comm, lambda: grouping.form(spec, host_numbers(), size())
     )
