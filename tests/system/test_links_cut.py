@@ -1,8 +1,10 @@
 """A cut link between two hosts (network namespaces): healed, and for good."""
 
+import contextlib
 import os
 import re
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -73,10 +75,30 @@ def test_a_link_that_is_cut_and_healed_changes_nothing(tmp_path):
     print(f"ended {seconds:.1f} s after the cut of 5 s")
 
 
-def test_a_link_that_is_cut_for_good_ends_the_job(tmp_path):
+def ranks_left(hosts):
+    found = []
+    for name in hosts.names:
+        for process in subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split():
+            with contextlib.suppress(OSError):
+                found += [name] * Path(f"/proc/{process}/cmdline").read_text().startswith(f"{sys.executable}\0{SCRIPT}")
+    return found
+
+
+def test_a_link_that_is_cut_for_good_ends_all_ranks(tmp_path):
+    """mpirun does not hear from the other host's ranks, and waits: the link is healed once all ranks have ended."""
+    left = []
     with Hosts(2, "1gbit") as hosts:
-        error, seconds = run(hosts, tmp_path, 600, 8, lambda: hosts.cut(1))
-        left = [name for name in hosts.names if os.popen(f"ip netns pids {name}").read().split()]
-    print(f"ended {seconds:.1f} s after the cut, with a deadline of 8 s:\n{error}")
-    assert isinstance(error, LinksError) and "no end after" not in str(error), error
-    assert "DeadlineError" in str(error) and left == []
+
+        def cut():
+            assert len(ranks_left(hosts)) == 4
+            hosts.cut(1)
+            end = time.monotonic() + 60
+            while ranks_left(hosts) and time.monotonic() < end:
+                time.sleep(0.2)
+            print(f"all ranks had ended {time.monotonic() - end + 60:.1f} s after the cut, with a deadline of 8 s")
+            left.extend(ranks_left(hosts))
+            hosts.heal(1)
+
+        error, _ = run(hosts, tmp_path, 600, 8, cut)
+    assert left == []
+    assert isinstance(error, LinksError) and "DeadlineError" in str(error), error
