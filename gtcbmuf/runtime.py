@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import atexit
-import sys
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from gtcbmuf import agreement, config, launcher, windows
+from gtcbmuf import agreement, config, launcher, neighbours, windows
 from gtcbmuf import groups as grouping
+from gtcbmuf.ending import Ending, bounded
 from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
-
-FORWARD_SECONDS = 0.3  # mpirun, told to abort, drops output that it has not forwarded yet
-
 
 @dataclass
 class _Runtime:
@@ -26,6 +22,7 @@ class _Runtime:
     local_size: int
     engine: Any
     world: Any
+    ending: Any
     shared_memory: bool = True  # as the settings have it
     beside: Any = None
     exchanges: list = field(default_factory=list)  # (exchange, its communicator)
@@ -46,19 +43,34 @@ def init() -> None:
     global _runtime
     if _runtime is not None:
         return
-    MPI = launcher.load_mpi()
+    with bounded(_deadline()):
+        _runtime = _start()
+    _watch_the_end(_runtime)
+
+
+def _deadline() -> float:
+    """Of collective operations of MPI's own. Settings that are not sound are told elsewhere, on all ranks."""
+    try:
+        return config.current().timeout_seconds
+    except SettingsError:
+        return config.Config().timeout_seconds
+
+
+def _start() -> _Runtime:
+    MPI = launcher.load_mpi(_deadline())
     comm = MPI.COMM_WORLD.Dup()
     _free_what_is_left(comm)
     settings = _together(comm, config.current)
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    place = (local.bcast(comm.rank), MPI.Get_processor_name())
-    runtime = _Runtime(MPI, comm, comm.allgather(place), local.rank, local.size, None, None,
+    places = comm.allgather((local.bcast(comm.rank), MPI.Get_processor_name(), neighbours.place()))
+    hosts = [place[:2] for place in places]
+    runtime = _Runtime(MPI, comm, hosts, local.rank, local.size, None, None, None,
                        settings.shared_memory)  # fmt: skip
     local.Free()
     runtime.engine = _together(comm, lambda: _engine(runtime, settings))
     runtime.world = _open(runtime, comm.Dup(), range(comm.size))
-    _runtime = runtime
-    _watch_the_end(runtime)
+    runtime.ending = Ending(MPI, comm.Dup(), places, settings.timeout_seconds)
+    return runtime
 
 
 def _engine(runtime, settings):
@@ -71,6 +83,7 @@ def _engine(runtime, settings):
         threads=settings.threads or config.default_threads(runtime.local_size),
         progress_thread=_may_use_a_thread(runtime.MPI, settings),
         timeout_seconds=settings.timeout_seconds,
+        stall_seconds=settings.stall_seconds,
     )
 
 
@@ -90,7 +103,7 @@ def _open(runtime, comm, ranks):
     from gtcbmuf.exchange import MpiExchange
 
     hosts = ranks and [runtime.hosts[rank][0] for rank in ranks]
-    exchange = MpiExchange(runtime.engine, comm, hosts)
+    exchange = MpiExchange(runtime.engine, comm, hosts, ranks)
     if runtime.shared_memory and hosts and comm.size > 1 and len(set(hosts)) == 1:
         shared = windows.open_windows(comm)
         if shared is not None:
@@ -123,41 +136,23 @@ def _together(comm, make):
 def _watch_the_end(runtime):
     """Close before MPI does, however the program ends."""
     MPI = runtime.MPI
-    atexit.register(_close, runtime)
+    atexit.register(_at_the_end, runtime)
     # MPI_Finalize deletes the attributes of COMM_SELF first: so a program may call it itself.
-    runtime.keyval = MPI.Comm.Create_keyval(delete_fn=lambda *_: _close(runtime))
+    runtime.keyval = MPI.Comm.Create_keyval(delete_fn=lambda *_: _at_the_end(runtime))
     MPI.COMM_SELF.Set_attr(runtime.keyval, runtime)
-    if runtime.comm.size > 1 and sys.excepthook is not _end_all_ranks:
-        _end_all_ranks.previous = sys.excepthook
-        sys.excepthook = _end_all_ranks
 
 
-def _end_all_ranks(kind, error, trace):
-    """An exception that nobody caught, on one rank or on all: say so once, then end the job.
-
-    Left alone, this rank would wait in MPI_Finalize for the others, and they in an exchange for it.
-    """
-    runtime, previous = _runtime, _end_all_ranks.previous
-    if runtime is None or runtime.MPI.Is_finalized():
-        previous(kind, error, trace)
-        return
-    rank, size = runtime.comm.rank, runtime.comm.size
-    if rank > 0:  # all ranks raise most errors together: then the lowest one's abort comes first
-        time.sleep(0.5 + 0.1 * min(rank, 20))
-    sys.stdout.flush()
-    print(f"gtcbmuf: rank {rank} of {size} ends the job:", file=sys.stderr)
-    previous(kind, error, trace)
-    sys.stderr.flush()
-    time.sleep(FORWARD_SECONDS)
-    runtime.MPI.COMM_WORLD.Abort(1)
+def _at_the_end(runtime) -> None:
+    if _runtime is runtime:
+        runtime.ending.leave(runtime.engine, [exchange for exchange, _ in runtime.exchanges])
+        _close(runtime)
 
 
 def _close(runtime) -> bool:
     """Stop the engine; operations in flight fail. False if MPI still holds some of their buffers."""
     global _runtime
-    if _runtime is not runtime:
-        return True
     _runtime = None
+    runtime.ending.stop()
     runtime.engine.close()
     closed = [exchange.close() for exchange, _ in runtime.exchanges]
     return all(closed)
@@ -170,8 +165,9 @@ def shutdown() -> None:
     runtime = _runtime
     if runtime is None:
         return
+    runtime.ending.begin_to_leave()
     clean = _close(runtime)
-    atexit.unregister(_close)
+    atexit.unregister(_at_the_end)
     runtime.MPI.COMM_SELF.Delete_attr(runtime.keyval)
     runtime.MPI.Comm.Free_keyval(runtime.keyval)
     _left = runtime if clean else None
@@ -186,6 +182,7 @@ def _free_what_is_left(comm) -> None:
     if all(comm.allgather(left is not None)):
         for _, old in left.exchanges:
             old.Free()
+        left.ending.free()
         left.comm.Free()
 
 
@@ -234,7 +231,8 @@ def host_numbers() -> list[int]:
 
 def gather(value) -> list:
     """Every rank's value (anything that can be pickled), on every rank."""
-    return _get().comm.allgather(value)
+    with bounded(_deadline()):
+        return _get().comm.allgather(value)
 
 
 def engine():
@@ -252,7 +250,8 @@ def beside():
     of capped messages depend. All ranks must ask for it together; it is the same one each time."""
     runtime = _get()
     if runtime.beside is None:
-        runtime.beside = _open(runtime, runtime.comm.Dup(), range(runtime.comm.size))
+        with bounded(_deadline()):
+            runtime.beside = _open(runtime, runtime.comm.Dup(), range(runtime.comm.size))
     return runtime.beside
 
 
@@ -267,7 +266,11 @@ def by_message(members=None):
 def groups(spec=None) -> grouping.Groups:
     """The groups that `spec` names (gtcbmuf.groups.form) with their exchanges; every rank must ask
     for the same ones. Asked again, it gives the same object."""
-    runtime = _get()
+    with bounded(_deadline()):
+        return _groups(_get(), spec)
+
+
+def _groups(runtime, spec):
     members = _together(
         runtime.comm, lambda: grouping.form(spec, host_numbers(), size())
     )
@@ -294,6 +297,11 @@ def _make_groups(runtime, members):
 def agree(fingerprint) -> None:
     """All ranks have the same fingerprint (gtcbmuf.agreement), or all raise the same MismatchError."""
     agreement.agree(world(), fingerprint)
+
+
+def note_checkpoint(path, step: int) -> None:
+    """All ranks have saved or restored it: what ends the job from now on names it."""
+    _get().ending.note_checkpoint(path, step)
 
 
 def barrier() -> None:

@@ -149,6 +149,7 @@ static nb::object failure_dict(const gtcb_failure &failure)
     d["bucket"] = failure.bucket;
     d["index"] = failure.index;
     d["sequence"] = failure.sequence;
+    d["posts_differ"] = failure.posts_differ;
     d["text"] = nb::str(failure.text);
     return d;
 }
@@ -301,6 +302,14 @@ static void bind_ticket(nb::module_ &m)
             nb::gil_scoped_release released;
             gtcb_op_give_up(t.flight.op, waited);
         }, "waited"_a)
+        .def("waits_for", [](Ticket &t, double waited) {
+            gtcb_failure failure;
+            {
+                nb::gil_scoped_release released;
+                gtcb_op_waits_for(t.flight.op, waited, &failure);
+            }
+            return failure_dict(failure);
+        }, "waited"_a)
         .def("failure", [](Ticket &t) { t.done(); return failure_dict(*gtcb_op_failure(t.flight.op)); })
         .def("late", late)
         .def("header", [](Ticket &t, uint32_t rank) {
@@ -331,6 +340,7 @@ void bind_exchange(nb::module_ &m)
         .def(nb::init<nb::object, uint64_t, const std::vector<uint32_t> &>(), "engine"_a, "comm"_a, "hosts"_a)
         .def("close", &Exchange::close)
         .def("share", share, "windows"_a)
+        .def("leave", [](Exchange &x) { nb::gil_scoped_release released; gtcb_exchange_leave(x.exchange); })
         .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
              "threshold"_a, "max_sent"_a.none())
         .def("post_allreduce", post_allreduce, "array"_a.noconvert(), "weight"_a, "mean"_a, "bucket"_a)

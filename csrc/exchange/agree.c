@@ -108,7 +108,10 @@ static gtcb_status mismatch(gtcb_op *op, const post *posts, const uint32_t *like
     }
     length += name_ranks(like, usual, size, text + length, 120);
     snprintf(text + length, sizeof text - length, " posted %s", describe(&posts[usual], what, sizeof what));
-    return gtcb_op_fail(op, GTCB_MISMATCH, odd, "%s; sequence %llu", text, (unsigned long long)posts[usual].sequence);
+    gtcb_op_fail(op, GTCB_MISMATCH, odd, "%s; sequence %llu", text, (unsigned long long)posts[usual].sequence);
+    op->failure.index = usual;
+    op->failure.posts_differ = true;
+    return GTCB_MISMATCH;
 }
 
 static gtcb_status judge(gtcb_op *op, const gtcb_header *headers, post *posts, uint32_t *like)

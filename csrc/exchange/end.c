@@ -47,29 +47,46 @@ static void unlink_op(gtcb_op *op)
     op->next = NULL;
 }
 
+/* Whom it waits for: into op->late, and in words. */
+static gtcb_failure name_the_late(gtcb_op *op, double waited)
+{
+    gtcb_exchange *x = op->exchange;
+    char text[512] = "", what[160];
+    size_t length = 0;
+    gtcb_op *held = op->stage == GTCB_QUEUED && x->active ? x->active : op;     /* the one in its way */
+    memset(op->late, 0, x->size);
+    memset(held->late, 0, x->size);
+    if (gtcb_mark_late(held) && held != op)
+        memcpy(op->late, held->late, x->size);
+    gtcb_failure failure = {.status = GTCB_DEADLINE, .rank = x->rank, .bucket = op->bucket, .sequence = op->sequence};
+    for (uint32_t r = x->size; r-- > 0;)
+        if (op->late[r])
+            failure.rank = r;
+    for (uint32_t r = 0; r < x->size && length + 24 < sizeof text; r++)
+        if (op->late[r])
+            length += (size_t)snprintf(text + length, sizeof text - length, "%s%u", length ? ", " : "", r);
+    snprintf(failure.text, sizeof failure.text, "rank %u waited %.1f s in %s, sequence %llu, for the %s of rank %s", x->rank, waited,
+             gtcb_op_describe(op, what, sizeof what), (unsigned long long)op->sequence,
+             held->stage == GTCB_BODIES ? "body" : "header", length ? text : "(nobody)");
+    return failure;
+}
+
+void gtcb_op_waits_for(gtcb_op *op, double waited, gtcb_failure *out)
+{
+    *out = (gtcb_failure){.status = GTCB_OK};
+    pthread_mutex_lock(&op->exchange->engine->drive);
+    if (!atomic_load(&op->done))
+        *out = name_the_late(op, waited);
+    pthread_mutex_unlock(&op->exchange->engine->drive);
+}
+
 void gtcb_op_give_up(gtcb_op *op, double waited)
 {
     gtcb_exchange *x = op->exchange;
     pthread_mutex_lock(&x->engine->drive);
     if (!atomic_load(&op->done)) {
-        char text[512] = "", what[160];
-        size_t length = 0;
-        gtcb_op *held = op->stage == GTCB_QUEUED && x->active ? x->active : op;     /* the one in its way */
-        if (op->stage == GTCB_QUEUED)
-            memset(op->late, 0, x->size);
-        if (gtcb_mark_late(held))
-            memcpy(op->late, held->late, x->size);
-        uint32_t first = UINT32_MAX;
-        for (uint32_t r = 0; r < x->size; r++)
-            if (op->late[r]) {
-                if (length + 24 < sizeof text)
-                    length += (size_t)snprintf(text + length, sizeof text - length, "%s%u", length ? ", " : "", r);
-                first = first == UINT32_MAX ? r : first;
-            }
-        gtcb_op_fail(op, GTCB_DEADLINE, first == UINT32_MAX ? x->rank : first,
-                     "rank %u waited %.1f s in %s, sequence %llu, for the %s of rank %s", x->rank, waited,
-                     gtcb_op_describe(op, what, sizeof what), (unsigned long long)op->sequence,
-                     held->stage == GTCB_BODIES ? "body" : "header", length ? text : "(nobody)");
+        gtcb_failure failure = name_the_late(op, waited);
+        gtcb_op_fail(op, failure.status, failure.rank, "%s", failure.text);
         op->unsent = op->stage == GTCB_QUEUED;
         gtcb_exchange_fail(x, &op->failure, x->active ? x->active->sequence : op->sequence);
         unlink_op(op);

@@ -44,7 +44,8 @@ typedef struct gtcb_failure {
     gtcb_status status;        /* GTCB_OK: there is none */
     uint32_t rank;             /* whom it is about */
     uint32_t bucket;
-    uint64_t index;            /* GTCB_NON_FINITE: the element */
+    uint64_t index;            /* GTCB_NON_FINITE: the element; posts_differ: a rank of the other side */
+    bool posts_differ;         /* GTCB_MISMATCH: ranks have posted different operations */
     uint64_t sequence;
     char text[1024];
 } gtcb_failure;
@@ -65,6 +66,9 @@ gtcb_status gtcb_exchange_share(gtcb_exchange *exchange, uint8_t *const *windows
 /* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers, or messages may lie unread: then
    the exchange and those operations must be left alone for good, and no rank may free the communicator. */
 bool gtcb_exchange_close(gtcb_exchange *exchange);
+/* Tells the others that this rank's program is at its end: whoever waits for an operation that it has not posted fails
+   (GTCB_CLOSED). What it has posted goes on. */
+void gtcb_exchange_leave(gtcb_exchange *exchange);
 void gtcb_exchange_free(gtcb_exchange *exchange);      /* once closed, if that gave true, and all operations released */
 uint32_t gtcb_exchange_rank(const gtcb_exchange *exchange);
 uint32_t gtcb_exchange_size(const gtcb_exchange *exchange);
@@ -93,6 +97,8 @@ gtcb_status gtcb_post_allgather(gtcb_exchange *exchange, gtcb_element element, c
 /* Waits so many seconds at most; true if the operation is done, well or not. */
 bool gtcb_op_wait(gtcb_op *op, double seconds);
 bool gtcb_op_done(const gtcb_op *op);
+/* Whom it waits for, as GTCB_DEADLINE would say it after so many seconds; GTCB_OK if it is done. It goes on. */
+void gtcb_op_waits_for(gtcb_op *op, double waited_seconds, gtcb_failure *out);
 /* Ends an operation whose time is up: GTCB_DEADLINE naming who has not come, unless it is done after all. */
 void gtcb_op_give_up(gtcb_op *op, double waited_seconds);
 const gtcb_failure *gtcb_op_failure(const gtcb_op *op);         /* once done */

@@ -36,6 +36,8 @@ gtcb_failure gtcb_read_farewell(const gtcb_header *h)
         failure.rank = about;
         snprintf(failure.text, sizeof failure.text, "rank %u gave up at sequence %llu, after it had waited in vain for rank %u",
                  h->sender, sequence, about);
+    } else if (status == GTCB_CLOSED && about == h->sender) {
+        snprintf(failure.text, sizeof failure.text, "rank %u ended its program before sequence %llu", h->sender, sequence);
     } else {
         snprintf(failure.text, sizeof failure.text, "rank %u gave up at sequence %llu (bucket %u): %s (about rank %u); its own "
                  "error says more", h->sender, sequence, failure.bucket, gtcb_status_text(status), about);
@@ -55,6 +57,15 @@ void gtcb_exchange_fail(gtcb_exchange *x, const gtcb_failure *failure, uint64_t 
     gtcb_write_farewell(x, failure, end, x->farewell);
     for (uint32_t i = 1; i < x->size; i++)       /* a rank that cannot be reached will not hear it either */
         gtcb_batch_send(&x->farewells, x->farewell, GTCB_HEADER_BYTES, gtcb_peer(x, i), FAREWELL_TAG);
+}
+
+void gtcb_exchange_leave(gtcb_exchange *x)
+{
+    pthread_mutex_lock(&x->engine->drive);
+    uint64_t end = gtcb_first_not_begun(x);
+    gtcb_failure failure = {.status = GTCB_CLOSED, .rank = x->rank, .sequence = end, .text = "this rank's program is at its end"};
+    gtcb_exchange_fail(x, &failure, end);
+    pthread_mutex_unlock(&x->engine->drive);
 }
 
 /* Fails the operations under way that the sender will not finish. */

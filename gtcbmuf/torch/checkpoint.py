@@ -52,6 +52,7 @@ def save(path, model: torch.nn.Module, opt: DistributedOptimizer, *, step: int, 
     cannot be saved, or not now). The checkpoint that was there is then untouched.
     """
     _run(_save(runtime.beside(), path, model, opt, step, extra, rng))
+    runtime.note_checkpoint(path, step)
 
 
 def restore(path, model: torch.nn.Module, opt: DistributedOptimizer, *, missing_ok: bool = False):
@@ -63,7 +64,10 @@ def restore(path, model: torch.nn.Module, opt: DistributedOptimizer, *, missing_
     foreign or of a newer version; MismatchError, naming the first difference, for another model,
     strategy or optimizer. Other ranks or groups are no error: see Restored.exact.
     """
-    return _run(_restore(runtime.beside(), path, model, opt, missing_ok))
+    restored = _run(_restore(runtime.beside(), path, model, opt, missing_ok))
+    if restored is not None:
+        runtime.note_checkpoint(path, restored.step)
+    return restored
 
 
 # -- save ----------------------------------------------------------------------------------------------

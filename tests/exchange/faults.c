@@ -78,13 +78,45 @@ void deadline(rank *me)
     if (late)
         usleep(300000);
     CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_OK);
-    if (!gtcb_op_wait(op, late ? 30 : 0.1))
+    if (!gtcb_op_wait(op, late ? 30 : 0.1)) {
+        gtcb_failure wait;
+        gtcb_op_waits_for(op, 0.1, &wait);
+        CHECK(wait.status == GTCB_DEADLINE && wait.rank == (uint32_t)me->size - 1 && !gtcb_op_done(op));
+        CHECK(strstr(wait.text, "waited 0.1 s in post_allreduce(mean=True) of 9000 float32 (bucket 0), sequence 0, for the header of"));
         gtcb_op_give_up(op, 0.1);
+    }
     const gtcb_failure *failure = gtcb_op_failure(op);
     CHECK(failure->status == GTCB_DEADLINE && failure->rank == (uint32_t)me->size - 1);
     CHECK(late || gtcb_op_is_late(op, (uint32_t)me->size - 1));
     meet(me);
     gtcb_op_release(op);
+    if (gtcb_exchange_close(me->exchange))
+        free(x);
+}
+
+/* The last rank leaves before the operation: whoever waits for it hears so, and its own waits for nobody. */
+void leaver(rank *me)
+{
+    float *x = values(me->rank, 9000);
+    gtcb_op *op;
+    gtcb_failure wait;
+    bool leaves = me->rank == me->size - 1;
+    if (leaves) {
+        gtcb_exchange_leave(me->exchange);
+        CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_CLOSED);
+    } else {
+        CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_OK);
+        const gtcb_failure *failure = finish(op);
+        CHECK(failure->status == GTCB_CLOSED);
+        char text[64];                               /* of the rank itself, or of one that has heard it before */
+        snprintf(text, sizeof text, "rank %u ended its program before sequence 0", me->size - 1);
+        CHECK(strstr(failure->text, text) || (me->size > 2 && strstr(failure->text, "gave up")));
+        gtcb_op_waits_for(op, 1, &wait);
+        CHECK(wait.status == GTCB_OK);
+    }
+    meet(me);
+    if (!leaves)
+        gtcb_op_release(op);
     if (gtcb_exchange_close(me->exchange))
         free(x);
 }

@@ -46,6 +46,7 @@ void non_finite(rank *me);
 void mismatch(rank *me);
 void damage(rank *me);
 void deadline(rank *me);
+void leaver(rank *me);
 void broken_mpi(rank *me);
 void abandon(rank *me);
 

@@ -144,6 +144,7 @@ int main(int argc, char **argv)
         with_team(size, seed, "mismatch", mismatch);
         with_team(size, seed, "damage", damage);
         with_team(size, seed, "deadline", deadline);
+        with_team(size, seed, "leaver", leaver);
         with_team(size, seed, "broken_mpi", broken_mpi);
         with_team(size, seed, "abandon", abandon);
     }

@@ -1,5 +1,6 @@
 """What goes wrong in an exchange: the same errors on all ranks, no hang, and nothing is posted that is wrong."""
 
+import re
 import signal
 import time
 
@@ -50,7 +51,10 @@ def mismatch(comm, exchange, usual, odd):
         ticket.wait()
     with pytest.raises(ExchangeClosedError, match="closed by an earlier error: rank"):
         exchange.post_allreduce(np.ones(1, np.float32))
-    return same_everywhere(comm, str(raised.value))
+    text = same_everywhere(comm, str(raised.value))
+    sites = [int(n) for n in re.findall(r"posted it at \S+test_exchange_errors.py:(\d+) in <?\w+>?", text)]
+    assert sites == [odd.__code__.co_firstlineno, usual.__code__.co_firstlineno], text
+    return text
 
 
 def encode(n=50, bucket=0):

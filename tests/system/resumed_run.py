@@ -1,8 +1,8 @@
-"""A training run that saves, is killed, and goes on; test_checkpoint.py starts it with mpirun.
+"""A training run that saves, is killed, and goes on; test_checkpoint_faults.py and test_chaos.py start it with mpirun.
 
     resumed_run.py FOLDER STEPS SAVE_EVERY
 
-Six runs side by side (GTC, BMUF, hybrid; SGD with momentum, Adam), each with its own checkpoint in FOLDER.
+Eight runs side by side (Dense, GTC, BMUF, hybrid; SGD with momentum, Adam), each with its own checkpoint in FOLDER.
 At the end each rank writes the bits of every run's model and state to FOLDER/end-<rank>.
 """
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 GTC = hvd.GTC(threshold=0.003, dense_below=0, density=0.02)
 BLOCK = hvd.BMUF(sync_period=5)
-STRATEGIES = {"gtc": GTC, "bmuf": BLOCK, "hybrid": hvd.Hybrid(GTC, BLOCK, groups=2)}
+STRATEGIES = {"dense": hvd.Dense(), "gtc": GTC, "bmuf": BLOCK, "hybrid": hvd.Hybrid(GTC, BLOCK, groups=2)}
 OPTIMIZERS = {"sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
               "adam": lambda p: torch.optim.Adam(p, lr=0.005)}  # fmt: skip
 
@@ -54,7 +54,7 @@ def bits(model, opt):
     state = opt.state_dict()
     tensors += [t for s in state["state"].values() for t in s.values() if t is not None]
     worker = state["gtcbmuf"]["worker"]
-    tensors += [lane["residual"] for lane in (worker["gradients"] or {"lanes": []})["lanes"]]
+    tensors += [lane["residual"] for lane in (worker["gradients"] or {"lanes": []})["lanes"] if "residual" in lane]
     tensors += [worker["blocks"][k] for k in ("global_params", "block_update") if worker["blocks"]]
     return b"".join(t.numpy().tobytes() for t in tensors)
 

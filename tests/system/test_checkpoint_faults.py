@@ -45,7 +45,7 @@ def test_killed_twice_and_resumed(tmp_path):
         last = max(last, killed_job(parts, tried[-1]))
     steps = str(max(STEPS, last + 8))
     status, output, _ = job(RANKS, SCRIPT, str(whole), steps, "0")
-    assert status == 0 and "resumed at 0 0 0 0 0 0" in output, output
+    assert status == 0 and "resumed at 0 0 0 0 0 0 0 0" in output, output
     status, output, _ = job(RANKS, SCRIPT, str(parts), steps, str(EVERY))
     assert status == 0, output
     resumed = [int(n) for n in output.split("resumed at ")[1].splitlines()[0].split()]

@@ -21,12 +21,13 @@ def test_each_setting_is_read():
         "GTCBMUF_BACKEND": "portable",
         "GTCBMUF_THREADS": "3",
         "GTCBMUF_TIMEOUT_SECONDS": "1.5",
+        "GTCBMUF_STALL_SECONDS": "0.5",
         "GTCBMUF_PROGRESS_THREAD": "0",
         "GTCBMUF_SHARED_MEMORY": "0",
         "GTCBMUF_REQUIRE_NATIVE": "1",
     })
     assert found == config.Config(
-        variant="scalar", backend="portable", threads=3, timeout_seconds=1.5, progress_thread=False,
+        variant="scalar", backend="portable", threads=3, timeout_seconds=1.5, stall_seconds=0.5, progress_thread=False,
         shared_memory=False, require_native=True,
     )
 
