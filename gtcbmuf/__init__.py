@@ -6,6 +6,7 @@ For PyTorch import gtcbmuf.torch, for NumPy gtcbmuf.numpy; the strategies are th
 __version__ = "0.1.0"
 
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
+from gtcbmuf.preemption import Preemption
 from gtcbmuf.runtime import (
     init,
     is_initialized,
@@ -21,6 +22,7 @@ __all__ = [
     "GTC",
     "Dense",
     "Hybrid",
+    "Preemption",
     "init",
     "is_initialized",
     "local_rank",

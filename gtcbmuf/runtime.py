@@ -257,7 +257,7 @@ def beside():
 
 def by_message(members=None):
     """Another exchange, of all ranks or of this rank's group in `members` (lists of all ranks), in which bodies go
-    straight to everyone, by message, however long: for measurements. All ranks must ask for it together."""
+    straight to everyone, by message, however long: for measurements, and for bytes. All ranks must ask for it together."""
     runtime = _get()
     mine = [me for me, group in enumerate(members or []) if runtime.comm.rank in group]
     return _open(runtime, runtime.comm.Split(mine[0] if mine else 0, runtime.comm.rank), None)

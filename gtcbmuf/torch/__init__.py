@@ -9,6 +9,7 @@ docs/coming-from-horovod.md says what is the same and what is not.
 """
 
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
+from gtcbmuf.preemption import Preemption
 from gtcbmuf.runtime import (
     init,
     is_initialized,
@@ -56,6 +57,7 @@ __all__ = [
     "HybridOptimizer",
     "Max",
     "Min",
+    "Preemption",
     "ReduceOp",
     "Restored",
     "Sum",
