@@ -13,12 +13,13 @@ opt.finalize()
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gtcbmuf.policy import Strategy, Tensor, run
+from gtcbmuf.policy import Exchange, Strategy, Tensor, run
+from gtcbmuf.policy.worker import wait_all
 
 Arrays = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 DTYPES = ("float32", "float64", "float16")
@@ -82,6 +83,14 @@ class BoundParams:
         before = self._model.blocks
         run(self.updating(samples))
         return self._model.blocks > before
+
+    def join(self) -> int:
+        """This rank has no more data: helps the others until all are here. See docs/coming-from-horovod.md.
+
+        Then the parameters (of BMUF and Hybrid: the next block's start) are the same on all ranks.
+        An optimizer's own arrays are the caller's. Returns the rank that joined last.
+        """
+        return run(self.joining())
 
     def finalize(self) -> None:
         """At the end: closes the running block and leaves the global model in the parameters.
@@ -149,6 +158,10 @@ class BoundParams:
         yield from self.starting()
         yield from self._worker.after_update(self._model, samples)
 
+    def joining(self) -> Generator[None, None, int]:
+        yield from self.starting()
+        return (yield from self._worker.join(self._model))
+
     def finalizing(self) -> Iterator[None]:
         yield from self.starting()
         yield from self._worker.finalize(self._model)
@@ -210,6 +223,14 @@ class _ArraysModel:
 
     def at_block_boundary(self) -> None:
         self.blocks += 1
+
+    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]:
+        tickets = [
+            exchange.post_broadcast(array.reshape(-1).view(np.uint8), root=root, bucket=i)
+            for i, array in enumerate(self.arrays)
+        ]
+        yield
+        wait_all(tickets)
 
 
 def _process_groups(strategy: Strategy):

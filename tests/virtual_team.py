@@ -40,6 +40,11 @@ class VectorModel:
     def at_block_boundary(self):
         self.calls.append("boundary")
 
+    def catch_up(self, exchange, root):
+        ticket = exchange.post_broadcast(self.vector, root=root)
+        yield
+        ticket.wait()
+
 
 class Team:
     """One worker and one model for each rank, driven in lockstep."""

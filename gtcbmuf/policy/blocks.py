@@ -12,36 +12,12 @@ from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
 from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite, like
 from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.sides import Sides
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.worker import Exchange, Model, Ticket, wait_all
 
 if TYPE_CHECKING:
     from gtcbmuf.policy.bmuf import BMUF
-
-
-class Sides:
-    """What is synchronised beside the parameters: averages and counters of a model."""
-
-    def __init__(self, model: Model, exchange: Exchange, samples: int):
-        self.model, self.maxima = model, model.maximum()
-        averaged = model.averaged()
-        self.averages = [
-            exchange.post_allreduce(array, weight=samples, bucket=1 + i)
-            for i, array in enumerate(averaged)
-        ]
-        self.counters = [
-            exchange.post_allgather(array.view(np.uint8), bucket=1 + len(averaged) + i)
-            for i, array in enumerate(self.maxima)
-        ]
-
-    @property
-    def tickets(self) -> list[Ticket]:
-        return [*self.averages, *self.counters]
-
-    def commit(self) -> None:
-        for array, ticket in zip(self.maxima, self.counters):
-            np.maximum.reduce([other.view(np.int64) for other in ticket.arrays()], out=array)
-        self.model.restore()
 
 
 class Rows(NamedTuple):
@@ -98,9 +74,14 @@ class Blocks:
         make = RoundedMean if self.settings.sync_dtype == "bfloat16" else BlockMean
         return make(self.participants, self.layout.elements, self.layout.vector_dtype)
 
+    @property
+    def ends_next(self) -> bool:
+        """Whether the coming step is the last of its block."""
+        return self.steps + 1 == self.settings.sync_period
+
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         """One more step in the block; the last one closes it. A refused one does not count."""
-        if self.steps + 1 == self.settings.sync_period:
+        if self.ends_next:
             rows = yield from self._meet(self.steps + 1, self.samples + samples)
             yield from self._close(model, rows.samples)
         else:
@@ -108,7 +89,18 @@ class Blocks:
             self.samples += samples
 
     def finalize(self, model: Model) -> Iterator[None]:
-        """Takes part in blocks until all ranks are here; then W, not W_start, to the model.
+        """W, not W_start, to the model when all ranks are here."""
+        yield from self._wait_for_all(model)
+        model.write(self.filter.params)
+        self.finalized = True
+
+    def join(self, model: Model) -> Iterator[None]:
+        """W_start to the model when all ranks are here: training goes on from there."""
+        yield from self._wait_for_all(model)
+        self.reopen(model)
+
+    def _wait_for_all(self, model: Model) -> Iterator[None]:
+        """Takes part in blocks until all ranks are here; W then has all that they have done.
 
         So ranks may have taken different numbers of steps: who is here already takes part
         with W_start and without weight in the blocks that others still close.
@@ -120,11 +112,9 @@ class Blocks:
             yield from self._close(model, rows.samples)
         if self.under_way:
             yield from self._arrive(())
-        model.write(self.filter.params)
-        self.finalized = True
 
     def reopen(self, model: Model) -> None:
-        """After finalize: on from W_start, as if it had not been called."""
+        """When all ranks are here: on from W_start."""
         vector = self._start()
         if self.settings.sync_overlap:
             self.origin = vector

@@ -12,43 +12,21 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gtcbmuf.errors import MismatchError
-from gtcbmuf.policy.agreement import agree, digest
+from gtcbmuf.errors import MismatchError, NonFiniteError
+from gtcbmuf.policy.agreement import agree, digest, gather_integers
 from gtcbmuf.policy.gradients import GradientExchange, Lane
 from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.noblocks import NoBlocks
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.strategy import Strategy, describe
 from gtcbmuf.policy.worker import Groups, Model
 
 STATE_VERSION = 1
-
-
-class NoBlocks:
-    """For strategies whose model is the same on all ranks after every step."""
-
-    begun = whole_next = finalized = False
-    global_params = None
-    blocks = 0
-
-    def begin(self, vector: np.ndarray) -> None:
-        pass
-
-    def after_update(self, model: Model, samples: int) -> Iterator[None]:
-        return iter(())
-
-    def state(self) -> None:
-        return None
-
-    def check_state(self, state: None) -> None:
-        pass
-
-    def load(self, state: None) -> None:
-        pass
 
 
 class Machine:
@@ -88,7 +66,12 @@ class Machine:
             self._begin_step()
         if self._active is None:
             raise RuntimeError("exchanges_gradients is False: this step is local")
-        self._active.post(bucket, segments, whole=not self.warming_up and self._blocks.whole_next)
+        self._active.post(bucket, segments, self._whole)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether this step sends residuals whole."""
+        return not self.warming_up and self._blocks.whole_next
 
     def _begin_step(self) -> None:
         if not self.warming_up:
@@ -96,12 +79,13 @@ class Machine:
         elif self._active in (None, self._gradients):
             self._active = self._make_warm()
 
-    def finish(self) -> Iterator[None]:
-        """Waits for all buckets; commits all, or raises (the same on all ranks), with no change."""
+    def finish(self) -> Generator[None, None, bool]:
+        """Waits for all buckets; commits all, or raises (the same on all ranks), with no change.
+        False, and no change: all ranks have joined."""
         self._check_running()
         if self._active is None:
             raise RuntimeError("nothing has been posted")
-        yield from self._active.finish()
+        return (yield from self._active.finish())
 
     def gradient(self, bucket: int) -> np.ndarray:
         """What the optimizer sees: float32 [elements], good until the next post."""
@@ -118,11 +102,55 @@ class Machine:
         samples = 1 if samples is None else operator.index(samples)
         if samples < 0:
             raise ValueError(f"samples={samples}: a number of samples is not negative")
+        if self._model_is_due:
+            yield from self._catch_up(model)
         if not self.warming_up:
             yield from self._blocks.after_update(model, samples)
         self.steps += 1
         if self.steps == self._warmup_steps:
             self._blocks.begin(self._read(model))
+
+    # -- ranks with different numbers of steps ---------------------------------------------------------
+
+    def join(self, model: Model) -> Generator[None, None, int]:
+        """This rank has no more data: takes part without a gradient until all ranks are here.
+
+        What others exchange meanwhile it answers with empty messages, keeping its residuals, and closes
+        blocks with them without weight. At the end all ranks have the same model, and training may go on.
+        Returns the rank that took most steps, of several the highest: the last one to join.
+        """
+        self._check_running()
+        steps = self.steps
+        while self.exchanges_gradients:
+            self._begin_step()
+            self._active.post_nothing(self._whole)
+            try:
+                someone = yield from self._active.finish()
+            except NonFiniteError:
+                continue  # it is for those who train to go on, or not
+            if not someone:
+                yield from self._catch_up(model)
+                break
+            yield from self.after_update(model, samples=0)
+        if self._blocks.begun:
+            yield from self._blocks.join(model)
+        counts = (yield from gather_integers(self.groups.world, [steps]))[:, 0]
+        self.steps = int(counts.max())
+        return int(np.flatnonzero(counts == self.steps)[-1])
+
+    @property
+    def _model_is_due(self) -> bool:
+        """Whether the model after this step, which exchanged gradients, is read by others: of this rank too."""
+        if self.warming_up:
+            return self.steps + 1 == self._warmup_steps
+        return self._gradients is not None and self._blocks.ends_next
+
+    def _catch_up(self, model: Model) -> Iterator[None]:
+        """Who took no part in the last step gets the model of one who did."""
+        active = self._active
+        if active is not None and not all(active.present):
+            yield from model.catch_up(active.exchange, active.present.index(True))
+            active.present = [True] * len(active.present)
 
     # -- virtual workers of one process ---------------------------------------------------------
 

@@ -5,7 +5,7 @@ docs/layers.md is the contract; these protocols are its words in Python.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ class Header(Protocol):
 
     sent: int  # elements sent; of a raw message: its weight
     sender: int
+    threshold: float  # τ; of a raw message: 0
 
 
 class Ticket(Protocol):
@@ -71,6 +72,7 @@ class Model(Protocol):
     def maximum(self) -> list[np.ndarray]: ...
     def restore(self) -> None: ...
     def at_block_boundary(self) -> None: ...
+    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]: ...
 
 
 class Worker(Protocol):
@@ -81,9 +83,10 @@ class Worker(Protocol):
 
     def start(self, model: Model) -> Iterator[None]: ...
     def post(self, bucket: int, segments: Sequence[np.ndarray]) -> None: ...
-    def finish(self) -> Iterator[None]: ...
+    def finish(self) -> Generator[None, None, bool]: ...
     def gradient(self, bucket: int) -> np.ndarray: ...
     def after_update(self, model: Model, samples: int | None = None) -> Iterator[None]: ...
+    def join(self, model: Model) -> Generator[None, None, int]: ...
     def finalize(self, model: Model) -> Iterator[None]: ...
     def global_params(self) -> np.ndarray | None: ...
     def thresholds(self) -> dict[str, float]: ...
@@ -94,10 +97,14 @@ class Worker(Protocol):
     def restart_block(self, model: Model) -> None: ...
 
 
-def run(generator: Iterator[None]) -> None:
-    """Drives one worker's generator to its end, where every rank is a process: waiting blocks."""
-    for _ in generator:
-        pass
+def run(generator: Iterator[None]) -> Any:
+    """Drives one worker's generator to its end, where every rank is a process: waiting blocks.
+    What it returns."""
+    try:
+        while True:
+            next(generator)
+    except StopIteration as end:
+        return end.value
 
 
 def lockstep(generators: Iterable[Iterator[None]]) -> None:

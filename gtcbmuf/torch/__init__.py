@@ -42,6 +42,7 @@ from gtcbmuf.torch.verbs import (
     broadcast,
     broadcast_,
 )
+from gtcbmuf.torch.whole import join
 
 __all__ = [
     "BMUF",
@@ -72,6 +73,7 @@ __all__ = [
     "broadcast_parameters",
     "init",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "rank",

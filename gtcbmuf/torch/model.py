@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from gtcbmuf import agreement
-from gtcbmuf.policy import Strategy, Tensor
+from gtcbmuf.policy import Exchange, Strategy, Tensor
+from gtcbmuf.torch.broadcasts import _broadcast_optimizer_state, _broadcast_parameters
 from gtcbmuf.torch.parameters import dtype_name
 
 OPTIMIZER_STATE = ("auto", "keep", "reset", "average")
@@ -104,6 +105,11 @@ class TorchModel:
             state = self.optimizer.state.get(parameter)
             if state and (self.optimizer_state == "reset" or set(state) == {"momentum_buffer"}):
                 state.clear()
+
+    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]:
+        """Parameters, optimizer state and settings (learning rates, ...) of root's, on all ranks."""
+        yield from _broadcast_parameters(exchange, self.parameters, root)
+        yield from _broadcast_optimizer_state(exchange, self.optimizer, root)
 
     def _state_tensors(self) -> list[tuple[str, torch.Tensor]]:
         if self.optimizer_state != "average":

@@ -15,10 +15,11 @@ from gtcbmuf.torch import state, verbs
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
-from gtcbmuf.torch.wrapper import Wrapper, check_arguments, evaluates_often
+from gtcbmuf.torch.whole import WholeRun, drive
+from gtcbmuf.torch.wrapper import check_arguments, evaluates_often
 
 
-class DistributedOptimizer(Wrapper):
+class DistributedOptimizer(WholeRun):
     """A torch optimizer whose step is taken together with all other ranks.
 
     It is used as the optimizer inside it: param_groups, state, defaults, hooks and every other
@@ -215,43 +216,6 @@ class DistributedOptimizer(Wrapper):
             raise ValueError(f"samples={samples}: at least 0")
         self._samples = (self._samples or 0) + samples
 
-    # -- the model of the whole run -------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def global_model(self):
-        """Inside, the model holds W, the model of all ranks; after it, this rank's own again.
-
-        For evaluation and checkpoints with BMUF and Hybrid; with Dense and GTC the model is W.
-        """
-        vector = self._worker.global_params()
-        with contextlib.nullcontext() if vector is None else self._model.holding(vector):
-            yield
-
-    def finalize(self) -> None:
-        """Close the running block and leave W in the model: at the end of training, on all ranks.
-
-        To train on, call resume() before the next forward pass.
-        """
-        drive(self._finalize_generator())
-
-    def _finalize_generator(self) -> Iterator[None]:
-        self._refuse_when_busy("finalize()")
-        if self._finalized:
-            return
-        if not self._started:
-            yield from self._start()
-        yield from self._worker.finalize(self._model)
-        self._finalized = True
-
-    def resume(self) -> None:
-        """After finalize(): put the starting point of the next block into the model, on all ranks."""
-        drive(self._resume_generator())
-
-    def _resume_generator(self) -> Iterator[None]:
-        if self._finalized:
-            yield from self._start()
-            self._finalized = False
-
     # -- an Optimizer's other duties --------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict) -> None:
@@ -330,11 +294,6 @@ class DistributedOptimizer(Wrapper):
                 "the inner optimizer's parameters, or which of them require a gradient, have changed "
                 "since it was wrapped. Call remove_hooks() and wrap it again, on all ranks."
             )
-
-
-def drive(generator: Iterator[None]):
-    """Run a generator out, where every rank is a process; its return value."""
-    return verbs._run(generator)
 
 
 def _let_go(reducer: GradientReducer) -> None:
