@@ -13,11 +13,13 @@ opt.finalize()
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from gtcbmuf.observe import Metrics, Observer, Timeline
 from gtcbmuf.policy import Exchange, Strategy, Tensor, run
 from gtcbmuf.policy.worker import wait_all
 
@@ -31,6 +33,8 @@ def bind(
     names: Sequence[str] | None = None,
     groups=None,
     averaged: Sequence[np.ndarray] = (),
+    metrics: Metrics | None = None,
+    timeline: Timeline | None = None,
 ) -> BoundParams:
     """Training of these parameters together with all other ranks.
 
@@ -40,18 +44,19 @@ def bind(
         are param.0, param.1, …. The names of a dict are its keys.
     groups: the exchanges to use; None: those of this process (gtcbmuf.init must have been called).
     averaged: float32 or float64 arrays that are averaged in place with the model at a block's end.
+    metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
 
     Raises SettingsError for settings that do not fit the parameters, TypeError or ValueError for
     arrays that cannot be used.
     """
-    return BoundParams(strategy, params, names, groups, averaged)
+    return BoundParams(strategy, params, names, groups, averaged, metrics, timeline)
 
 
 class BoundParams:
     """What `bind` gives. Every method that exchanges must be called by all ranks, and raises the
     same error of gtcbmuf.errors on all of them."""
 
-    def __init__(self, strategy, params, names, groups, averaged):
+    def __init__(self, strategy, params, names, groups, averaged, metrics, timeline):
         self._keys, arrays = _unpack(params, "params")
         self.names = _names(self._keys, len(arrays), names)
         for name, array in zip(self.names, arrays):
@@ -61,7 +66,9 @@ class BoundParams:
         tensors = [Tensor(n, a.shape, a.dtype.name) for n, a in zip(self.names, arrays)]
         self._virtual = groups is not None
         self._model = _ArraysModel(arrays, averaged)
-        self._worker = strategy.worker(tensors, groups or _process_groups(strategy))
+        self._observer = Observer(groups or _process_groups(strategy), metrics, timeline)
+        weakref.finalize(self, self._observer.close)
+        self._worker = strategy.worker(tensors, self._observer.groups)
         self.strategy, self._started = strategy, False
 
     # -- training -----------------------------------------------------------------------------------
@@ -148,7 +155,8 @@ class BoundParams:
         buckets = self._worker.layout.buckets
         for bucket in buckets:
             self._worker.post(bucket.index, [flat[number] for number in bucket.numbers])
-        yield from self._worker.finish()
+        with self._observer.span("synchronize"):
+            yield from self._worker.finish()
         for bucket in buckets:
             gradient = self._worker.gradient(bucket.index)
             for number, offset in zip(bucket.numbers, bucket.offsets):
@@ -156,7 +164,9 @@ class BoundParams:
 
     def updating(self, samples: int | None = None) -> Iterator[None]:
         yield from self.starting()
-        yield from self._worker.after_update(self._model, samples)
+        with self._observer.span("after update"):
+            yield from self._worker.after_update(self._model, samples)
+        self._observer.step(self._worker)
 
     def joining(self) -> Generator[None, None, int]:
         yield from self.starting()

@@ -75,9 +75,9 @@ class DenseLane:
     def present(self, ticket: Ticket) -> list[bool]:
         return [header.sent > 0 for header in ticket.headers]
 
-    def commit(self, ticket: Ticket) -> None:
+    def commit(self, ticket: Ticket, present: Sequence[bool]) -> None:
         """The sum is where the gradient was."""
-        scale_to_all(self.gradient, self.present(ticket), self.average)
+        scale_to_all(self.gradient, present, self.average)
 
     def clear(self) -> None:
         pass

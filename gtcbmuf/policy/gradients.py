@@ -23,7 +23,7 @@ class Lane(Protocol):
     def post(self, segments: Sequence[np.ndarray], whole: bool) -> Ticket: ...
     def post_nothing(self, whole: bool) -> Ticket: ...  # this rank takes no part in the step
     def present(self, ticket: Ticket) -> list[bool]: ...  # of each rank: whether it took part
-    def commit(self, ticket: Ticket) -> None: ...
+    def commit(self, ticket: Ticket, present: Sequence[bool]) -> None: ...
     def clear(self) -> None: ...
     def state(self) -> dict[str, Any]: ...  # its own arrays, not copies
     def load(self, state: dict[str, Any]) -> None: ...
@@ -79,7 +79,7 @@ class GradientExchange:
             return False
         self.present = present
         for lane, ticket in zip(self.lanes, tickets):
-            lane.commit(ticket)
+            lane.commit(ticket, present)
         self._committed = True
         return True
 

@@ -178,9 +178,8 @@ class GTCLane:
             return [header.sent > 0 for header in ticket.headers]
         return [header.threshold != NEVER for header in ticket.headers]
 
-    def commit(self, ticket: Ticket) -> None:
+    def commit(self, ticket: Ticket, present: Sequence[bool]) -> None:
         """Takes the new residual, the sum, and the next τ."""
-        present = self.present(ticket)
         if self._whole:
             scale_to_all(self.gradient, present, self.average)
             if present[self.exchange.rank]:

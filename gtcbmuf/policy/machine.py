@@ -21,6 +21,7 @@ from gtcbmuf.errors import MismatchError, NonFiniteError
 from gtcbmuf.policy.agreement import agree, digest, gather_integers
 from gtcbmuf.policy.gradients import GradientExchange, Lane
 from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.measures import measures
 from gtcbmuf.policy.noblocks import NoBlocks
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.strategy import Strategy, describe
@@ -151,6 +152,10 @@ class Machine:
         if active is not None and not all(active.present):
             yield from model.catch_up(active.exchange, active.present.index(True))
             active.present = [True] * len(active.present)
+
+    def measures(self, norms: bool, block_norm_since: int) -> dict[str, Any]:
+        """Of what the last step left, for metrics: see gtcbmuf/policy/measures.py."""
+        return measures(None if self.warming_up else self._gradients, self._blocks, norms, block_norm_since)
 
     # -- virtual workers of one process ---------------------------------------------------------
 

@@ -8,6 +8,7 @@
 docs/coming-from-horovod.md says what is the same and what is not.
 """
 
+from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 from gtcbmuf.runtime import (
     init,
@@ -56,10 +57,12 @@ __all__ = [
     "Hybrid",
     "HybridOptimizer",
     "Max",
+    "Metrics",
     "Min",
     "ReduceOp",
     "Restored",
     "Sum",
+    "Timeline",
     "TorchModel",
     "allgather",
     "allgather_object",

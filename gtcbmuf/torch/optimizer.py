@@ -10,8 +10,9 @@ import torch
 
 from gtcbmuf import runtime
 from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.observe import Metrics, Observer, Timeline
 from gtcbmuf.policy import Dense
-from gtcbmuf.torch import state, verbs
+from gtcbmuf.torch import verbs
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
@@ -33,6 +34,7 @@ class DistributedOptimizer(WholeRun):
     buffers: model.named_buffers(), averaged with the model at block borders (see TorchModel), unless
         the strategy's average_buffers is False.
     compression, op, gradient_predivide_factor: Horovod's; only their defaults are accepted.
+    metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
     exchanges: the Groups to use in place of the process's own; for virtual workers in one process.
 
     A parameter that had no gradient in a step takes part with zeros and gets the group's
@@ -54,6 +56,8 @@ class DistributedOptimizer(WholeRun):
         compression=verbs.Compression.none,
         op: verbs.ReduceOp = verbs.Average,
         gradient_predivide_factor: float = 1.0,
+        metrics: Metrics | None = None,
+        timeline: Timeline | None = None,
         exchanges=None,
     ):
         check_arguments(optimizer, backward_passes_per_step, op, gradient_predivide_factor)
@@ -64,7 +68,9 @@ class DistributedOptimizer(WholeRun):
         self._names = None if named_parameters is None else list(named_parameters)
         self._buffers = [(name, b) for name, b in buffers]
         self._virtual = exchanges is not None
-        self._groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
+        groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
+        self._observer = Observer(groups, metrics, timeline)
+        self._groups = self._observer.groups
         self._samples = None
         self._started = self._finalized = False
         self._synchronized = False
@@ -90,7 +96,7 @@ class DistributedOptimizer(WholeRun):
             self._reducer.remove()
             self._finalizer.detach()
         self._reducer = GradientReducer(named, self._passes, self._worker)
-        self._finalizer = weakref.finalize(self, _let_go, self._reducer)
+        self._finalizer = weakref.finalize(self, _let_go, self._reducer, self._observer)
 
     # -- a step -------------------------------------------------------------------------------------
 
@@ -118,7 +124,8 @@ class DistributedOptimizer(WholeRun):
                     "step() inside skip_synchronize(), but synchronize() was not called"
                 )
             yield from self._synchronize_generator()
-        self.inner.step()
+        with self._observer.span("update"):
+            self.inner.step()
         yield from self._after_update()
         return loss
 
@@ -140,7 +147,9 @@ class DistributedOptimizer(WholeRun):
     def _after_update(self) -> Iterator[None]:
         samples, self._samples = self._samples, None
         self._reset()
-        yield from self._worker.after_update(self._model, samples)
+        with self._observer.span("after update"):
+            yield from self._worker.after_update(self._model, samples)
+        self._observer.step(self._worker)
 
     def synchronize(self) -> None:
         """Wait for the exchange: .grad then holds the group's gradient, ready to be clipped.
@@ -156,15 +165,19 @@ class DistributedOptimizer(WholeRun):
         if not self._started:
             yield from self._start()
         if self._worker.exchanges_gradients:
-            self._reducer.post_all()
-            try:
-                yield from self._worker.finish()
-            except NonFiniteError:
-                self._reset()  # refused on every rank, nothing has changed: the next step may come
-                raise
-            self._reducer.collect()
+            with self._observer.span("synchronize"):
+                yield from self._exchange()
         self._reducer.collected = True
         self._synchronized = True
+
+    def _exchange(self) -> Iterator[None]:
+        self._reducer.post_all()
+        try:
+            yield from self._worker.finish()
+        except NonFiniteError:
+            self._reset()  # refused on every rank, nothing has changed: the next step may come
+            raise
+        self._reducer.collect()
 
     def _start(self) -> Iterator[None]:
         """Before anything is exchanged: do all ranks train the same model in the same way?"""
@@ -236,31 +249,6 @@ class DistributedOptimizer(WholeRun):
             self.inner.param_groups.pop()
             raise
 
-    def state_dict(self) -> dict:
-        """The inner optimizer's, and under 'gtcbmuf' this rank's residuals, Δ, W and counters.
-
-        Plain values and tensors: torch.load(weights_only=True) reads it. Each rank saves its own.
-        """
-        self._refuse_when_busy("state_dict()")
-        own = {"finalized": self._finalized, "worker": state.to_torch(self._worker.state_dict())}
-        return {**self.inner.state_dict(), "gtcbmuf": own}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """What state_dict gave; or a plain optimizer's, which leaves residuals, Δ and W alone."""
-        self._check_state_dict(state_dict)
-        plain = {key: value for key, value in state_dict.items() if key != "gtcbmuf"}
-        self.inner.load_state_dict(plain)
-        if "gtcbmuf" in state_dict:
-            own = state_dict["gtcbmuf"]
-            self._worker.load_state_dict(state.to_numpy(own["worker"]))
-            self._finalized = own["finalized"]
-
-    def _check_state_dict(self, state_dict: dict) -> None:
-        """Before anything is changed: may a state be loaded now, and does this rank's part of it fit?"""
-        self._refuse_when_busy("load_state_dict()")
-        if "gtcbmuf" in state_dict:
-            self._worker.check_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
-
     def remove_hooks(self) -> None:
         """Let go of the parameters: backward exchanges nothing any more, the inner optimizer is
         free to be used or wrapped again."""
@@ -296,6 +284,7 @@ class DistributedOptimizer(WholeRun):
             )
 
 
-def _let_go(reducer: GradientReducer) -> None:
+def _let_go(reducer: GradientReducer, observer: Observer) -> None:
     reducer.remove()
     release(reducer.named)
+    observer.close()

@@ -1,11 +1,11 @@
-"""What concerns a run as a whole: W for evaluation, ranks that run out of data, and the end."""
+"""What concerns a run as a whole: W for evaluation, the end, ranks that run out of data, saving."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Generator, Iterator
 
-from gtcbmuf.torch import verbs
+from gtcbmuf.torch import state, verbs
 from gtcbmuf.torch.parameters import owners
 from gtcbmuf.torch.wrapper import Wrapper, evaluates_often
 
@@ -48,6 +48,8 @@ class WholeRun(Wrapper):
             yield from self._start()
             self._finalized = False
 
+    # -- ranks that run out of data -------------------------------------------------------------------
+
     def join(self) -> int:
         """This rank has no more data for now: helps the others until all ranks are here.
 
@@ -69,6 +71,33 @@ class WholeRun(Wrapper):
         if not self._started:
             yield from self._start()
         return (yield from self._worker.join(self._model))
+
+    # -- saving -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict:
+        """The inner optimizer's, and under 'gtcbmuf' this rank's residuals, Δ, W and counters.
+
+        Plain values and tensors: torch.load(weights_only=True) reads it. Each rank saves its own.
+        """
+        self._refuse_when_busy("state_dict()")
+        own = {"finalized": self._finalized, "worker": state.to_torch(self._worker.state_dict())}
+        return {**self.inner.state_dict(), "gtcbmuf": own}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """What state_dict gave; or a plain optimizer's, which leaves residuals, Δ and W alone."""
+        self._check_state_dict(state_dict)
+        plain = {key: value for key, value in state_dict.items() if key != "gtcbmuf"}
+        self.inner.load_state_dict(plain)
+        if "gtcbmuf" in state_dict:
+            own = state_dict["gtcbmuf"]
+            self._worker.load_state_dict(state.to_numpy(own["worker"]))
+            self._finalized = own["finalized"]
+
+    def _check_state_dict(self, state_dict: dict) -> None:
+        """Before anything is changed: may a state be loaded now, and does this rank's part of it fit?"""
+        self._refuse_when_busy("load_state_dict()")
+        if "gtcbmuf" in state_dict:
+            self._worker.check_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
 
 
 def join(device: int = -1) -> int:

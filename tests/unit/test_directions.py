@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Python: a room is a module or package below gtcbmuf/. Every room may use `errors`.
 CORE = {"config", "launcher", "groups", "agreement", "runtime", "exchange", "backends", "_core"}
 ALLOWED = {
-    "": {"runtime", "groups", "policy"},  # gtcbmuf/__init__.py: public names only
+    "": {"runtime", "groups", "observe", "policy"},  # gtcbmuf/__init__.py: public names only
     "errors": set(),
     "config": set(),
     "groups": set(),
@@ -25,10 +25,11 @@ ALLOWED = {
     "windows": set(),
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
-    "numpy": {"", "policy", "simulate"} | CORE - {"_core"},
-    "torch": {"", "checkpoint", "policy"} | CORE - {"_core"},
+    "observe": set(),  # it is given exchanges and workers
+    "numpy": {"", "observe", "policy", "simulate"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "observe", "policy"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
-    "cli": {"", "checkpoint", "policy", "plan"} | CORE,
+    "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
 }
 
 # C: each room may include its own headers and those named.
