@@ -33,6 +33,7 @@ def bind(
     names: Sequence[str] | None = None,
     groups=None,
     averaged: Sequence[np.ndarray] = (),
+    check_every: int | None = None,
     metrics: Metrics | None = None,
     timeline: Timeline | None = None,
 ) -> BoundParams:
@@ -44,19 +45,20 @@ def bind(
         are param.0, param.1, …. The names of a dict are its keys.
     groups: the exchanges to use; None: those of this process (gtcbmuf.init must have been called).
     averaged: float32 or float64 arrays that are averaged in place with the model at a block's end.
+    check_every: compare the parameters of ranks that must have the same after so many steps; None: never.
     metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
 
     Raises SettingsError for settings that do not fit the parameters, TypeError or ValueError for
     arrays that cannot be used.
     """
-    return BoundParams(strategy, params, names, groups, averaged, metrics, timeline)
+    return BoundParams(strategy, params, names, groups, averaged, check_every, metrics, timeline)
 
 
 class BoundParams:
     """What `bind` gives. Every method that exchanges must be called by all ranks, and raises the
     same error of gtcbmuf.errors on all of them."""
 
-    def __init__(self, strategy, params, names, groups, averaged, metrics, timeline):
+    def __init__(self, strategy, params, names, groups, averaged, check_every, metrics, timeline):
         self._keys, arrays = _unpack(params, "params")
         self.names = _names(self._keys, len(arrays), names)
         for name, array in zip(self.names, arrays):
@@ -69,6 +71,7 @@ class BoundParams:
         self._observer = Observer(groups or _process_groups(strategy), metrics, timeline)
         weakref.finalize(self, self._observer.close)
         self._worker = strategy.worker(tensors, self._observer.groups)
+        self._worker.check_every = check_every
         self.strategy, self._started = strategy, False
 
     # -- training -----------------------------------------------------------------------------------
@@ -219,6 +222,15 @@ class _ArraysModel:
         for array in self.arrays:
             yield vector[at : at + array.size].reshape(array.shape)
             at += array.size
+
+    @property
+    def rounds(self) -> bool:
+        return any(array.dtype == np.float16 for array in self.arrays)
+
+    def hold(self, vector: np.ndarray) -> None:
+        for array, part in zip(self.arrays, self._parts(vector)):
+            with np.errstate(over="ignore"):
+                part[...] = part.astype(array.dtype)
 
     def averaged(self) -> list[np.ndarray]:
         self.lent = [array.reshape(-1).copy() for array in self.buffers]

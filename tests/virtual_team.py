@@ -12,6 +12,8 @@ TENSORS = [Tensor("embed.weight", (40, 5)), Tensor("lstm.weight", (30, 10)),
 class VectorModel:
     """A model that is one flat vector, with a buffer to be averaged and a counter."""
 
+    rounds = False
+
     def __init__(self, vector, buffers=(), counters=()):
         self.vector = vector.copy()
         self.buffers = [np.array(b) for b in buffers]

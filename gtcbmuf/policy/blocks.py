@@ -12,6 +12,7 @@ from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
 from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite, like
 from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.replicas import check_replicas
 from gtcbmuf.policy.sides import Sides
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.worker import Exchange, Model, Ticket, wait_all
@@ -48,6 +49,7 @@ class Blocks:
         self.steps = self.samples = 0  # of the running block
         self.blocks = 0  # closed
         self.finalized = False
+        self.check_every: int | None = None  # steps; in whole blocks, and at least one
 
     @property
     def begun(self) -> bool:
@@ -145,8 +147,16 @@ class Blocks:
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
+        if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
+            yield from self._check_shared()
         model.write(self._start() if self.origin is None else self.origin)
         model.at_block_boundary()
+
+    def _check_shared(self) -> Iterator[None]:
+        """All ranks, wherever they are in their steps, have the same W and Δ."""
+        parts = {"global_params (W) of ": self.filter.params, "block_update (Δ) of ": self.filter.block_update}
+        everyone = range(self.world.size)
+        yield from check_replicas(self.world, self.layout, parts, f"block {self.blocks}", everyone, everyone)
 
     def _exchange(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
@@ -187,11 +197,15 @@ class Blocks:
         return int(samples[self.world.rank])
 
     def _local_delta(self, model: Model) -> np.ndarray:
-        """c_i = W_i - W_start, or W_i - S_i"""
+        """c_i = W_i - W_start, or W_i - S_i; of those, what the model could hold when it began there."""
         vector = np.empty_like(self.filter.params)
         model.read(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
-            if self.origin is None:
+            if model.rounds:
+                began = self._start() if self.origin is None else self.origin.copy()
+                model.hold(began)
+                vector -= began
+            elif self.origin is None:
                 self.filter.subtract_start(vector)
             else:
                 vector -= self.origin

@@ -10,27 +10,25 @@ During the first warmup_steps every one of them is Dense over the world.
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gtcbmuf.errors import MismatchError, NonFiniteError
+from gtcbmuf.errors import NonFiniteError
 from gtcbmuf.policy.agreement import agree, digest, gather_integers
 from gtcbmuf.policy.gradients import GradientExchange, Lane
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.measures import measures
 from gtcbmuf.policy.noblocks import NoBlocks
-from gtcbmuf.policy.state import check_like
+from gtcbmuf.policy.replicas import check_replicas
+from gtcbmuf.policy.saved import Saved
 from gtcbmuf.policy.strategy import Strategy, describe
 from gtcbmuf.policy.worker import Groups, Model
 
-STATE_VERSION = 1
 
-
-class Machine:
+class Machine(Saved):
     """The Worker of docs/layers.md."""
 
     def __init__(
@@ -44,6 +42,7 @@ class Machine:
         self._warmup_steps, self._make_warm = warmup_steps, warm
         self._active: GradientExchange | None = None  # of this step
         self._started = False
+        self.check_every: int | None = None  # steps from one comparison of replicas to the next
 
     # -- each step ------------------------------------------------------------------------------
 
@@ -105,11 +104,16 @@ class Machine:
             raise ValueError(f"samples={samples}: a number of samples is not negative")
         if self._model_is_due:
             yield from self._catch_up(model)
+        replicas = self._active if self.exchanges_gradients else None
         if not self.warming_up:
             yield from self._blocks.after_update(model, samples)
         self.steps += 1
         if self.steps == self._warmup_steps:
             self._blocks.begin(self._read(model))
+        if replicas is not None and self.check_every and self.steps % self.check_every == 0:
+            parts = {"": self._read(model)}
+            ranks = [rank for rank, present in zip(replicas.ranks, replicas.present) if present]
+            yield from check_replicas(replicas.exchange, self.layout, parts, f"step {self.steps}", replicas.ranks, ranks)
 
     # -- ranks with different numbers of steps ---------------------------------------------------------
 
@@ -181,11 +185,13 @@ class Machine:
         facts = {
             "strategy or settings": digest(describe(self.strategy)),
             "parameters (name, shape, dtype, order)": digest(self.layout.fingerprint),
+            "check_every": self.check_every or 0,
             "number of steps or blocks done": self._blocks.blocks or self.steps,
             "model; broadcast the parameters from rank 0 first": digest(*shared),
         }
         del shared  # while this waits for others, their vectors need the memory
         yield from agree(self.groups.world, facts)
+        self._blocks.check_every = self.check_every
         if not self._blocks.begun and not self.warming_up:
             self._blocks.begin(self._read(model))
         if self._blocks.finalized:
@@ -218,70 +224,6 @@ class Machine:
         taus = self._gradients.thresholds()
         places = zip(self.layout.tensors, self.layout.places)
         return {t.name: taus[bucket] for t, (bucket, _) in places if taus[bucket] is not None}
-
-    # -- state --------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, as NumPy arrays and plain values, copied.
-
-        Every rank has its own: its residuals. W and Δ (BMUF, Hybrid) are in the state of every
-        rank, the same. Loading it at the same world size goes on with the same bits.
-        """
-        if self._active is not None and not self._active.idle:
-            raise RuntimeError("state_dict() in the middle of a step; call it after `finish`")
-        return copy.deepcopy(self.state())
-
-    def state(self) -> dict[str, Any]:
-        """What state_dict() copies: its own arrays, not copies."""
-        return {
-            "version": STATE_VERSION,
-            **self.identity(),
-            "steps": self.steps,
-            "gradients": self._gradients and self._gradients.state(),
-            "blocks": self._blocks.state(),
-        }
-
-    def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises MismatchError, saying what differs, unless load_state_dict would take it."""
-        if state.get("version") != STATE_VERSION:
-            raise MismatchError(
-                f"the state has version {state.get('version')}, this library reads {STATE_VERSION}"
-            )
-        for what, here in self.identity().items():
-            if state.get(what) != here:
-                raise MismatchError(f"the state is of {what} {state.get(what)}; here it is {here}")
-        check_like(state, {**self.state(), "blocks": None}, "it")
-        self._blocks.check_state(state["blocks"])
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state_dict() of the same rank, world, strategy and parameters.
-
-        Raises MismatchError, with no change, saying what differs.
-        """
-        self.check_state_dict(state)
-        self.steps = state["steps"]
-        if self._gradients is not None:
-            self._gradients.load(state["gradients"])
-        self._blocks.load(state["blocks"])
-        if self._started:
-            self._resume()
-
-    def restart_block(self, model: Model) -> None:
-        """After the state of another world was loaded: the running block begins anew at W_start."""
-        if self._blocks.begun and not self._blocks.finalized:
-            self._blocks.reopen(model)
-            model.at_block_boundary()
-
-    def identity(self) -> dict[str, Any]:
-        """Whose state it is; the same in a state that is loaded."""
-        groups = self.groups
-        return {
-            "strategy": describe(self.strategy),
-            "layout": self.layout.fingerprint,
-            "world size": groups.world.size,
-            "rank": groups.world.rank,
-            "group size": groups.intra.size,
-        }
 
     def _resume(self) -> None:
         if self._gradients is not None:

@@ -19,6 +19,7 @@ from gtcbmuf.runtime import (
     shutdown,
     size,
 )
+from gtcbmuf.torch.amp import GradScaler
 from gtcbmuf.torch.broadcasts import (
     allgather_object,
     broadcast_object,
@@ -54,6 +55,7 @@ __all__ = [
     "Dense",
     "DistributedOptimizer",
     "GTCOptimizer",
+    "GradScaler",
     "Hybrid",
     "HybridOptimizer",
     "Max",

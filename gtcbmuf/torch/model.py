@@ -61,6 +61,20 @@ class TorchModel:
         """vector, float32 or float64 [elements], into the parameters, each in its own dtype."""
         _scatter(vector, [p for _, p in self.parameters])
 
+    @property
+    def rounds(self) -> bool:
+        """Whether a flat vector has more digits than some parameters."""
+        return any(p.dtype in (torch.float16, torch.bfloat16) for _, p in self.parameters)
+
+    @torch.no_grad()
+    def hold(self, vector: np.ndarray) -> None:
+        """vector, in place, as the parameters would hold it: rounded to their dtypes."""
+        flat, at = torch.from_numpy(vector), 0
+        for _, parameter in self.parameters:
+            part = flat[at : at + parameter.numel()]
+            part.copy_(part.to(parameter.dtype))
+            at += parameter.numel()
+
     @contextlib.contextmanager
     def holding(self, vector: np.ndarray):
         """Inside, the parameters have the values of `vector`; after it their own again."""

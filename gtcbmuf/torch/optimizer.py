@@ -13,11 +13,12 @@ from gtcbmuf.errors import NonFiniteError
 from gtcbmuf.observe import Metrics, Observer, Timeline
 from gtcbmuf.policy import Dense
 from gtcbmuf.torch import verbs
+from gtcbmuf.torch.amp import GradScaler
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
 from gtcbmuf.torch.whole import WholeRun, drive
-from gtcbmuf.torch.wrapper import check_arguments, evaluates_often
+from gtcbmuf.torch.wrapper import check_arguments, check_count, check_scaler, evaluates_often
 
 
 class DistributedOptimizer(WholeRun):
@@ -34,6 +35,8 @@ class DistributedOptimizer(WholeRun):
     buffers: model.named_buffers(), averaged with the model at block borders (see TorchModel), unless
         the strategy's average_buffers is False.
     compression, op, gradient_predivide_factor: Horovod's; only their defaults are accepted.
+    check_every: compare the parameters of ranks that must have the same after so many steps; None: never.
+    scaler: the GradScaler of this package by which losses are scaled: gradients are unscaled before they travel.
     metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
     exchanges: the Groups to use in place of the process's own; for virtual workers in one process.
 
@@ -56,6 +59,8 @@ class DistributedOptimizer(WholeRun):
         compression=verbs.Compression.none,
         op: verbs.ReduceOp = verbs.Average,
         gradient_predivide_factor: float = 1.0,
+        check_every: int | None = None,
+        scaler: GradScaler | None = None,
         metrics: Metrics | None = None,
         timeline: Timeline | None = None,
         exchanges=None,
@@ -67,6 +72,8 @@ class DistributedOptimizer(WholeRun):
         self._passes = backward_passes_per_step
         self._names = None if named_parameters is None else list(named_parameters)
         self._buffers = [(name, b) for name, b in buffers]
+        check_count(check_every)
+        self._check_every, self._scaler = check_every, scaler
         self._virtual = exchanges is not None
         groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
         self._observer = Observer(groups, metrics, timeline)
@@ -91,11 +98,13 @@ class DistributedOptimizer(WholeRun):
             optimizer_state=getattr(blocks, "optimizer_state", "keep"),
         )
         self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
+        self._worker.check_every = self._check_every
         claim(named, self._self)
         if self._reducer is not None:
             self._reducer.remove()
             self._finalizer.detach()
-        self._reducer = GradientReducer(named, self._passes, self._worker)
+        check_scaler(self._scaler, named)
+        self._reducer = GradientReducer(named, self._passes, self._worker, self._scaler)
         self._finalizer = weakref.finalize(self, _let_go, self._reducer, self._observer)
 
     # -- a step -------------------------------------------------------------------------------------
@@ -150,6 +159,10 @@ class DistributedOptimizer(WholeRun):
         with self._observer.span("after update"):
             yield from self._worker.after_update(self._model, samples)
         self._observer.step(self._worker)
+
+    def _skip_update(self) -> None:
+        """A step of which nothing came, in its own place: a local gradient overflowed."""
+        drive(self._after_update())
 
     def synchronize(self) -> None:
         """Wait for the exchange: .grad then holds the group's gradient, ready to be clipped.
@@ -256,33 +269,6 @@ class DistributedOptimizer(WholeRun):
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self.strategy!r}, {self.inner!r})"
-
-    def _requires_grad(self) -> list[bool]:
-        return [p.requires_grad for group in self.inner.param_groups for p in group["params"]]
-
-    def _refuse_when_busy(self, what: str) -> None:
-        if self._reducer.busy:
-            raise RuntimeError(
-                f"{what} between backward() and step(): the gradients are being exchanged; call it "
-                "after step()"
-            )
-
-    def _check_unchanged(self) -> None:
-        if self._finalized:
-            raise RuntimeError(
-                "finalize() has ended the training and left W in the model; to train on, call "
-                "resume() before the forward pass"
-            )
-        if not self._finalizer.alive:
-            raise RuntimeError(
-                "remove_hooks() was called: use the inner optimizer, or wrap it again"
-            )
-        if self._requires_grad() != self._trainable:
-            raise RuntimeError(
-                "the inner optimizer's parameters, or which of them require a gradient, have changed "
-                "since it was wrapped. Call remove_hooks() and wrap it again, on all ranks."
-            )
-
 
 def _let_go(reducer: GradientReducer, observer: Observer) -> None:
     reducer.remove()

@@ -99,6 +99,34 @@ class WholeRun(Wrapper):
         if "gtcbmuf" in state_dict:
             self._worker.check_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
 
+    # -- what may be done now ---------------------------------------------------------------------------
+
+    def _requires_grad(self) -> list[bool]:
+        return [p.requires_grad for group in self.inner.param_groups for p in group["params"]]
+
+    def _refuse_when_busy(self, what: str) -> None:
+        if self._reducer.busy:
+            raise RuntimeError(
+                f"{what} between backward() and step(): the gradients are being exchanged; call it "
+                "after step()"
+            )
+
+    def _check_unchanged(self) -> None:
+        if self._finalized:
+            raise RuntimeError(
+                "finalize() has ended the training and left W in the model; to train on, call "
+                "resume() before the forward pass"
+            )
+        if not self._finalizer.alive:
+            raise RuntimeError(
+                "remove_hooks() was called: use the inner optimizer, or wrap it again"
+            )
+        if self._requires_grad() != self._trainable:
+            raise RuntimeError(
+                "the inner optimizer's parameters, or which of them require a gradient, have changed "
+                "since it was wrapped. Call remove_hooks() and wrap it again, on all ranks."
+            )
+
 
 def join(device: int = -1) -> int:
     """Horovod's: `opt.join()` of this process's DistributedOptimizer, of which there must be one.

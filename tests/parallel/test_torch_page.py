@@ -26,7 +26,7 @@ def flat(model):
 
 def test_the_page(comm, tmp_path):
     blocks = python_blocks(PAGE.read_text())
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {"folder": str(tmp_path)}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102
