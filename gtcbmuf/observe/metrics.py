@@ -10,8 +10,8 @@ from typing import Any
 from gtcbmuf.observe.files import open_rank
 
 NAME = "metrics-rank{rank:04d}.jsonl"
-COUNTED = ("elements_sent", "bytes_sent", "bytes_received", "encode_seconds", "exchange_seconds", "decode_seconds",
-           "wait_seconds")  # fmt: skip
+COUNTED = ("elements_sent", "bytes_sent", "bytes_shared", "bytes_received", "encode_seconds", "exchange_seconds",
+           "decode_seconds", "wait_seconds")  # fmt: skip
 
 
 class Metrics:
