@@ -5,6 +5,7 @@ For PyTorch import gtcbmuf.torch, for NumPy gtcbmuf.numpy; the strategies are th
 
 __version__ = "0.1.0"
 
+from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 from gtcbmuf.preemption import Preemption
 from gtcbmuf.runtime import (
@@ -23,6 +24,8 @@ __all__ = [
     "Dense",
     "Hybrid",
     "Preemption",
+    "Metrics",
+    "Timeline",
     "init",
     "is_initialized",
     "local_rank",

@@ -267,9 +267,20 @@ class Ticket:
         return self._headers
 
     @property
+    def sequence(self) -> int:
+        """Of the operation, on its exchange."""
+        return self._core.sequence
+
+    @property
     def bytes_sent(self) -> int:
         """By this rank, to all others together, headers included; what they read in shared memory, too."""
         return self._core.bytes_sent
+
+    @property
+    def times(self) -> tuple[float, float, float, float]:
+        """Seconds of time.monotonic(), once done: posted, begun (encode begins), announced (encoded; its
+        header is on its way), done."""
+        return self._core.times
 
     def decode_add(self, dense) -> None:
         """post_encode: dense += every rank's quanta, in rank order. The message stays as it is."""

@@ -13,12 +13,15 @@ opt.finalize()
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from gtcbmuf.policy import Strategy, Tensor, run
+from gtcbmuf.observe import Metrics, Observer, Timeline
+from gtcbmuf.policy import Exchange, Strategy, Tensor, run
+from gtcbmuf.policy.worker import wait_all
 
 Arrays = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 DTYPES = ("float32", "float64", "float16")
@@ -30,6 +33,9 @@ def bind(
     names: Sequence[str] | None = None,
     groups=None,
     averaged: Sequence[np.ndarray] = (),
+    check_every: int | None = None,
+    metrics: Metrics | None = None,
+    timeline: Timeline | None = None,
 ) -> BoundParams:
     """Training of these parameters together with all other ranks.
 
@@ -39,18 +45,20 @@ def bind(
         are param.0, param.1, …. The names of a dict are its keys.
     groups: the exchanges to use; None: those of this process (gtcbmuf.init must have been called).
     averaged: float32 or float64 arrays that are averaged in place with the model at a block's end.
+    check_every: compare the parameters of ranks that must have the same after so many steps; None: never.
+    metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
 
     Raises SettingsError for settings that do not fit the parameters, TypeError or ValueError for
     arrays that cannot be used.
     """
-    return BoundParams(strategy, params, names, groups, averaged)
+    return BoundParams(strategy, params, names, groups, averaged, check_every, metrics, timeline)
 
 
 class BoundParams:
     """What `bind` gives. Every method that exchanges must be called by all ranks, and raises the
     same error of gtcbmuf.errors on all of them."""
 
-    def __init__(self, strategy, params, names, groups, averaged):
+    def __init__(self, strategy, params, names, groups, averaged, check_every, metrics, timeline):
         self._keys, arrays = _unpack(params, "params")
         self.names = _names(self._keys, len(arrays), names)
         for name, array in zip(self.names, arrays):
@@ -60,7 +68,10 @@ class BoundParams:
         tensors = [Tensor(n, a.shape, a.dtype.name) for n, a in zip(self.names, arrays)]
         self._virtual = groups is not None
         self._model = _ArraysModel(arrays, averaged)
-        self._worker = strategy.worker(tensors, groups or _process_groups(strategy))
+        self._observer = Observer(groups or _process_groups(strategy), metrics, timeline)
+        weakref.finalize(self, self._observer.close)
+        self._worker = strategy.worker(tensors, self._observer.groups)
+        self._worker.check_every = check_every
         self.strategy, self._started = strategy, False
 
     # -- training -----------------------------------------------------------------------------------
@@ -82,6 +93,14 @@ class BoundParams:
         before = self._model.blocks
         run(self.updating(samples))
         return self._model.blocks > before
+
+    def join(self) -> int:
+        """This rank has no more data: helps the others until all are here. See docs/coming-from-horovod.md.
+
+        Then the parameters (of BMUF and Hybrid: the next block's start) are the same on all ranks.
+        An optimizer's own arrays are the caller's. Returns the rank that joined last.
+        """
+        return run(self.joining())
 
     def finalize(self) -> None:
         """At the end: closes the running block and leaves the global model in the parameters.
@@ -139,7 +158,8 @@ class BoundParams:
         buckets = self._worker.layout.buckets
         for bucket in buckets:
             self._worker.post(bucket.index, [flat[number] for number in bucket.numbers])
-        yield from self._worker.finish()
+        with self._observer.span("synchronize"):
+            yield from self._worker.finish()
         for bucket in buckets:
             gradient = self._worker.gradient(bucket.index)
             for number, offset in zip(bucket.numbers, bucket.offsets):
@@ -147,7 +167,13 @@ class BoundParams:
 
     def updating(self, samples: int | None = None) -> Iterator[None]:
         yield from self.starting()
-        yield from self._worker.after_update(self._model, samples)
+        with self._observer.span("after update"):
+            yield from self._worker.after_update(self._model, samples)
+        self._observer.step(self._worker)
+
+    def joining(self) -> Generator[None, None, int]:
+        yield from self.starting()
+        return (yield from self._worker.join(self._model))
 
     def finalizing(self) -> Iterator[None]:
         yield from self.starting()
@@ -197,6 +223,15 @@ class _ArraysModel:
             yield vector[at : at + array.size].reshape(array.shape)
             at += array.size
 
+    @property
+    def rounds(self) -> bool:
+        return any(array.dtype == np.float16 for array in self.arrays)
+
+    def hold(self, vector: np.ndarray) -> None:
+        for array, part in zip(self.arrays, self._parts(vector)):
+            with np.errstate(over="ignore"):
+                part[...] = part.astype(array.dtype)
+
     def averaged(self) -> list[np.ndarray]:
         self.lent = [array.reshape(-1).copy() for array in self.buffers]
         return self.lent
@@ -210,6 +245,14 @@ class _ArraysModel:
 
     def at_block_boundary(self) -> None:
         self.blocks += 1
+
+    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]:
+        tickets = [
+            exchange.post_broadcast(array.reshape(-1).view(np.uint8), root=root, bucket=i)
+            for i, array in enumerate(self.arrays)
+        ]
+        yield
+        wait_all(tickets)
 
 
 def _process_groups(strategy: Strategy):

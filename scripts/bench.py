@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import codec, counts, exchange, memory, overlap
+from benchmarks import codec, counts, exchange, memory, observe, overlap
 
 from gtcbmuf.errors import GtcbmufError
 
@@ -15,6 +15,7 @@ PARTS = {
     "counts": ("instructions of the codec, against the reference", counts.options, counts.run),
     "exchange": ("allgathers, beside a bare ring and MPI's own", exchange.options, exchange.run),
     "memory": ("what the torch wrappers keep and allocate", memory.options, memory.run),
+    "observe": ("what metrics and timeline cost a step", observe.options, observe.run),
     "overlap": ("how much of the exchange is hidden behind backward", overlap.options, overlap.run),
 }
 

@@ -142,3 +142,11 @@ def hybrid(model, optimizer, groups, steps, period, threshold, **settings):
         params, gradient, update, groups=groups, steps=steps, period=period,
         threshold=threshold, **settings,
     )  # fmt: skip
+
+
+def uneven(make, model, optimizer, counts, period=None, **settings):
+    """`make` of oracle_uneven, such as oracle_uneven.gtc, with plain torch in it."""
+    params, gradient, update = _callbacks(model, optimizer, len(counts[0]), period)
+    if period:
+        settings["period"] = period
+    return make(params, gradient, update, counts=counts, **settings)

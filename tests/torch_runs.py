@@ -81,6 +81,29 @@ def train_rank(net, opt, rank, steps, first=0):
     return path
 
 
+def programs(generators, worlds):
+    """Drive generators that need not meet at each yield, as processes do: one goes on when all that its
+    rank has posted, in worlds[rank], was posted by its peers. What each returns; the first error is raised."""
+    ends, running = {}, dict(enumerate(generators))
+    while running:
+        able = [rank for rank in running if not _waits(worlds[rank])]
+        assert able, f"ranks {sorted(running)} wait for each other"
+        for rank in able:
+            try:
+                next(running[rank])
+            except StopIteration as end:
+                ends[rank] = end.value
+                del running[rank]
+    return [ends[rank] for rank in sorted(ends)]
+
+
+def _waits(groups):
+    exchanges = [x for x in (groups.world, groups.intra, groups.inter) if x is not None]
+    return any(
+        x.rank in operation.posts for x in exchanges for operation in x._channel.incomplete.values()
+    )
+
+
 def results(generators):
     """Drive generators in lockstep; what each returns, or the exception it raises."""
     ends, running = {}, dict(enumerate(generators))

@@ -12,6 +12,8 @@ TENSORS = [Tensor("embed.weight", (40, 5)), Tensor("lstm.weight", (30, 10)),
 class VectorModel:
     """A model that is one flat vector, with a buffer to be averaged and a counter."""
 
+    rounds = False
+
     def __init__(self, vector, buffers=(), counters=()):
         self.vector = vector.copy()
         self.buffers = [np.array(b) for b in buffers]
@@ -39,6 +41,11 @@ class VectorModel:
 
     def at_block_boundary(self):
         self.calls.append("boundary")
+
+    def catch_up(self, exchange, root):
+        ticket = exchange.post_broadcast(self.vector, root=root)
+        yield
+        ticket.wait()
 
 
 class Team:

@@ -320,6 +320,11 @@ static void bind_ticket(nb::module_ &m)
         }, "rank"_a)
         .def("body", body, "rank"_a)
         .def("decode_add", decode_add, "dense"_a.noconvert())
+        .def_prop_ro("times", [](Ticket &t) {
+            t.done();
+            gtcb_times at = gtcb_op_times(t.flight.op);
+            return nb::make_tuple(at.posted, at.begun, at.announced, at.done);
+        })
         .def_prop_ro("is_done", [](Ticket &t) { return gtcb_op_done(t.flight.op); })
         .def_prop_ro("sequence", [](Ticket &t) { return gtcb_op_sequence(t.flight.op); })
         .def_prop_ro("bytes_sent", [](Ticket &t) { t.done(); return gtcb_op_bytes_sent(t.flight.op); });

@@ -7,6 +7,7 @@ bool gtcb_op_done(const gtcb_op *op) { return atomic_load(&op->done); }
 const gtcb_failure *gtcb_op_failure(const gtcb_op *op) { return &op->failure; }
 bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank) { return op->late[rank]; }
 uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
+gtcb_times gtcb_op_times(const gtcb_op *op) { return (gtcb_times){op->posted, op->begun, op->started, op->finished}; }
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
 
 /* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent. In the ring, where

@@ -76,8 +76,9 @@ void gtcb_op_finish(gtcb_op *op)
     x->counters.bytes_sent += op->batch.bytes_sent;
     x->counters.bytes_received += op->batch.bytes_received;
     x->counters.bytes_shared += op->bytes_shared;
+    op->finished = engine->settings.now();
     if (!op->unsent)
-        x->counters.exchange_seconds += engine->settings.now() - op->started;
+        x->counters.exchange_seconds += op->finished - op->started;
     op->stage = GTCB_DONE;
     atomic_store(&op->done, true);
     atomic_fetch_sub(&engine->unfinished, 1);
@@ -152,6 +153,7 @@ void gtcb_engine_enqueue(gtcb_op *op)
     atomic_store(&op->done, false);
     op->stage = GTCB_QUEUED;
     memset(&op->failure, 0, sizeof op->failure);
+    op->posted = op->begun = op->started = engine->settings.now();
     op->next = NULL;
     pthread_mutex_lock(&engine->lock);
     op->sequence = x->next_sequence++;

@@ -105,6 +105,9 @@ const gtcb_failure *gtcb_op_failure(const gtcb_op *op);         /* once done */
 bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank);         /* after GTCB_DEADLINE */
 uint64_t gtcb_op_sequence(const gtcb_op *op);
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op);
+/* Seconds of settings.now: when it was posted, its turn came (encode begins), its header was sent, it was done. */
+typedef struct gtcb_times { double posted, begun, announced, done; } gtcb_times;
+gtcb_times gtcb_op_times(const gtcb_op *op);                    /* once done */
 const void *gtcb_op_header(gtcb_op *op, uint32_t rank);
 const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather */
 gtcb_status gtcb_op_decode_add(gtcb_op *op, float *dense, uint64_t elements);

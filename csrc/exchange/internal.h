@@ -102,7 +102,7 @@ struct gtcb_op {
     gtcb_buffer own;               /* own message, or headers of own shards */
     gtcb_buffer bodies;            /* what arrives */
     size_t *offsets;               /* [size] into bodies */
-    double started;
+    double posted, begun, started, finished;     /* gtcb_times has them; started: announced */
     gtcb_failure failure;
     atomic_bool done;
 };

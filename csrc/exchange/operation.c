@@ -195,6 +195,7 @@ void gtcb_op_start(gtcb_op *op)
     }
     op->hello = (gtcb_span){op->announcement, GTCB_HEADER_BYTES};
     gtcb_window_begin(op);
+    op->begun = x->engine->settings.now();
     gtcb_status status = op->class->prepare(op);
     if (status)
         gtcb_op_fail(op, status, x->rank, "%s on rank %u, sequence %llu", gtcb_status_text(status), x->rank,

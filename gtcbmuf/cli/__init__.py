@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from gtcbmuf import __version__
-from gtcbmuf.cli import bench, checkpoint, doctor, plan, tune
+from gtcbmuf.cli import bench, checkpoint, doctor, plan, timeline, tune
 from gtcbmuf.errors import FileError, SettingsError
 
 
@@ -15,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"gtcbmuf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    for command in (doctor, plan, bench, tune, checkpoint):
+    for command in (doctor, plan, bench, tune, checkpoint, timeline):
         command.add_to(commands)
     options = parser.parse_args(argv)
     try:

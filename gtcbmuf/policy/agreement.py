@@ -38,9 +38,14 @@ def agree(world: Exchange, facts: dict[str, int]) -> Iterator[None]:
 
 def check_same(column: np.ndarray, what: str) -> None:
     """MismatchError naming the ranks whose value is not that of most ranks."""
-    values: list[Any] = column.tolist()
-    usual = Counter(values).most_common(1)[0][0]
-    odd = [rank for rank, value in enumerate(values) if value != usual]
+    odd = odd_ones(column)
     if odd:
         ranks = f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))}"
-        raise MismatchError(f"{ranks} of {len(values)}: another {what}")
+        raise MismatchError(f"{ranks} of {len(column)}: another {what}")
+
+
+def odd_ones(column: np.ndarray) -> list[int]:
+    """Where the value is not that of most; of values as frequent, the first counts as usual."""
+    values: list[Any] = column.tolist()
+    usual = Counter(values).most_common(1)[0][0]
+    return [i for i, value in enumerate(values) if value != usual]

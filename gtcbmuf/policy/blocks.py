@@ -12,36 +12,13 @@ from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
 from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite, like
 from gtcbmuf.policy.layout import Layout
+from gtcbmuf.policy.replicas import check_replicas
+from gtcbmuf.policy.sides import Sides
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.worker import Exchange, Model, Ticket, wait_all
 
 if TYPE_CHECKING:
     from gtcbmuf.policy.bmuf import BMUF
-
-
-class Sides:
-    """What is synchronised beside the parameters: averages and counters of a model."""
-
-    def __init__(self, model: Model, exchange: Exchange, samples: int):
-        self.model, self.maxima = model, model.maximum()
-        averaged = model.averaged()
-        self.averages = [
-            exchange.post_allreduce(array, weight=samples, bucket=1 + i)
-            for i, array in enumerate(averaged)
-        ]
-        self.counters = [
-            exchange.post_allgather(array.view(np.uint8), bucket=1 + len(averaged) + i)
-            for i, array in enumerate(self.maxima)
-        ]
-
-    @property
-    def tickets(self) -> list[Ticket]:
-        return [*self.averages, *self.counters]
-
-    def commit(self) -> None:
-        for array, ticket in zip(self.maxima, self.counters):
-            np.maximum.reduce([other.view(np.int64) for other in ticket.arrays()], out=array)
-        self.model.restore()
 
 
 class Rows(NamedTuple):
@@ -72,6 +49,7 @@ class Blocks:
         self.steps = self.samples = 0  # of the running block
         self.blocks = 0  # closed
         self.finalized = False
+        self.check_every: int | None = None  # steps; in whole blocks, and at least one
 
     @property
     def begun(self) -> bool:
@@ -98,9 +76,14 @@ class Blocks:
         make = RoundedMean if self.settings.sync_dtype == "bfloat16" else BlockMean
         return make(self.participants, self.layout.elements, self.layout.vector_dtype)
 
+    @property
+    def ends_next(self) -> bool:
+        """Whether the coming step is the last of its block."""
+        return self.steps + 1 == self.settings.sync_period
+
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         """One more step in the block; the last one closes it. A refused one does not count."""
-        if self.steps + 1 == self.settings.sync_period:
+        if self.ends_next:
             rows = yield from self._meet(self.steps + 1, self.samples + samples)
             yield from self._close(model, rows.samples)
         else:
@@ -108,7 +91,18 @@ class Blocks:
             self.samples += samples
 
     def finalize(self, model: Model) -> Iterator[None]:
-        """Takes part in blocks until all ranks are here; then W, not W_start, to the model.
+        """W, not W_start, to the model when all ranks are here."""
+        yield from self._wait_for_all(model)
+        model.write(self.filter.params)
+        self.finalized = True
+
+    def join(self, model: Model) -> Iterator[None]:
+        """W_start to the model when all ranks are here: training goes on from there."""
+        yield from self._wait_for_all(model)
+        self.reopen(model)
+
+    def _wait_for_all(self, model: Model) -> Iterator[None]:
+        """Takes part in blocks until all ranks are here; W then has all that they have done.
 
         So ranks may have taken different numbers of steps: who is here already takes part
         with W_start and without weight in the blocks that others still close.
@@ -120,11 +114,9 @@ class Blocks:
             yield from self._close(model, rows.samples)
         if self.under_way:
             yield from self._arrive(())
-        model.write(self.filter.params)
-        self.finalized = True
 
     def reopen(self, model: Model) -> None:
-        """After finalize: on from W_start, as if it had not been called."""
+        """When all ranks are here: on from W_start."""
         vector = self._start()
         if self.settings.sync_overlap:
             self.origin = vector
@@ -155,8 +147,16 @@ class Blocks:
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
+        if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
+            yield from self._check_shared()
         model.write(self._start() if self.origin is None else self.origin)
         model.at_block_boundary()
+
+    def _check_shared(self) -> Iterator[None]:
+        """All ranks, wherever they are in their steps, have the same W and Δ."""
+        parts = {"global_params (W) of ": self.filter.params, "block_update (Δ) of ": self.filter.block_update}
+        everyone = range(self.world.size)
+        yield from check_replicas(self.world, self.layout, parts, f"block {self.blocks}", everyone, everyone)
 
     def _exchange(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
@@ -197,11 +197,15 @@ class Blocks:
         return int(samples[self.world.rank])
 
     def _local_delta(self, model: Model) -> np.ndarray:
-        """c_i = W_i - W_start, or W_i - S_i"""
+        """c_i = W_i - W_start, or W_i - S_i; of those, what the model could hold when it began there."""
         vector = np.empty_like(self.filter.params)
         model.read(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
-            if self.origin is None:
+            if model.rounds:
+                began = self._start() if self.origin is None else self.origin.copy()
+                model.hold(began)
+                vector -= began
+            elif self.origin is None:
                 self.filter.subtract_start(vector)
             else:
                 vector -= self.origin

@@ -42,8 +42,17 @@ def dense(layout: Layout, exchange: Exchange, average: bool) -> GradientExchange
     return GradientExchange(layout, exchange, lanes)
 
 
+def scale_to_all(gradient: np.ndarray, present: Sequence[bool], average: bool) -> None:
+    """The mean over ranks that took part, as one over all: who has joined adds 0, as with Horovod."""
+    if average and not all(present):
+        gradient *= np.float32(sum(present) / len(present))
+
+
 class DenseLane:
-    """gradient = float32(mean or sum of float32(g_i), in float64, ranks in order)."""
+    """gradient = float32(mean or sum of float32(g_i), in float64, ranks in order).
+
+    Of N ranks M take part (the others have joined, with weight 0): the mean over M, times float32(M/N).
+    """
 
     cap = threshold = None
 
@@ -57,8 +66,18 @@ class DenseLane:
             self.gradient, mean=self.average, bucket=self.bucket.index
         )
 
-    def commit(self, ticket: Ticket) -> None:
-        pass  # the sum is where the gradient was
+    def post_nothing(self, whole: bool = False) -> Ticket:
+        self.gradient.fill(0)
+        return self.exchange.post_allreduce(
+            self.gradient, weight=0, mean=self.average, bucket=self.bucket.index
+        )
+
+    def present(self, ticket: Ticket) -> list[bool]:
+        return [header.sent > 0 for header in ticket.headers]
+
+    def commit(self, ticket: Ticket, present: Sequence[bool]) -> None:
+        """The sum is where the gradient was."""
+        scale_to_all(self.gradient, present, self.average)
 
     def clear(self) -> None:
         pass

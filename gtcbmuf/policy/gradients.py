@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,9 @@ class Lane(Protocol):
     threshold: np.float32 | None  # None: all elements are sent as they are
 
     def post(self, segments: Sequence[np.ndarray], whole: bool) -> Ticket: ...
-    def commit(self, ticket: Ticket) -> None: ...
+    def post_nothing(self, whole: bool) -> Ticket: ...  # this rank takes no part in the step
+    def present(self, ticket: Ticket) -> list[bool]: ...  # of each rank: whether it took part
+    def commit(self, ticket: Ticket, present: Sequence[bool]) -> None: ...
     def clear(self) -> None: ...
     def state(self) -> dict[str, Any]: ...  # its own arrays, not copies
     def load(self, state: dict[str, Any]) -> None: ...
@@ -39,6 +41,7 @@ class GradientExchange:
         self._sequence: int | None = None  # at which a loaded state goes on
         self._tickets: list[Ticket] = []
         self._committed = False
+        self.present = [True] * exchange.size  # who took part in the last step that anybody did
 
     @property
     def idle(self) -> bool:
@@ -53,9 +56,14 @@ class GradientExchange:
         self._committed = False
         self._tickets.append(self.lanes[bucket].post(segments, whole))
 
-    def finish(self) -> Iterator[None]:
+    def post_nothing(self, whole: bool = False) -> None:
+        """All buckets of a step in which this rank takes no part: nothing is sent, residuals stay."""
+        self._committed = False
+        self._tickets = [lane.post_nothing(whole) for lane in self.lanes]
+
+    def finish(self) -> Generator[None, None, bool]:
         """Waits for all buckets. Raises the error of the lowest bucket that has one, and then no
-        lane has changed; else commits every lane."""
+        lane has changed; else commits every lane. False, and no change: no rank took part."""
         if len(self._tickets) != len(self.lanes):
             raise RuntimeError(f"{len(self._tickets)} of {len(self.lanes)} buckets are posted")
         yield
@@ -66,9 +74,14 @@ class GradientExchange:
             name = self.layout.buckets[error.bucket].name_at(error.index)
             rank = self.ranks[error.rank]
             raise NonFiniteError(rank, error.bucket, error.index, name) from None
+        present = self.lanes[0].present(tickets[0])
+        if not any(present):
+            return False
+        self.present = present
         for lane, ticket in zip(self.lanes, tickets):
-            lane.commit(ticket)
+            lane.commit(ticket, present)
         self._committed = True
+        return True
 
     def gradient(self, bucket: int) -> np.ndarray:
         """The exchanged gradient, float32 [elements]; good until the next bucket is posted."""

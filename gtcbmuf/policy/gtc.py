@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.policy.dense import DenseLane, dense
+from gtcbmuf.policy.dense import DenseLane, dense, scale_to_all
 from gtcbmuf.policy.gradients import GradientExchange, gather_add
 from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
 from gtcbmuf.policy.machine import Machine
 from gtcbmuf.policy.strategy import Strategy, check_bool, check_count
 from gtcbmuf.policy.threshold import (
+    NEVER,
     START,
     DensityController,
     ThresholdRules,
@@ -157,15 +158,37 @@ class GTCLane:
             max_sent=self.cap, dtype=dtype,
         )  # fmt: skip
 
-    def commit(self, ticket: Ticket) -> None:
+    def post_nothing(self, whole: bool = False) -> Ticket:
+        """g = 0 and a τ that nothing comes to: r' = r, nothing is sent. The others know it by that τ."""
+        self._whole = whole
+        if whole:
+            self.gradient.fill(0)
+            return self.exchange.post_allreduce(
+                self.gradient, weight=0, mean=self.average, bucket=self.bucket.index
+            )
+        half = self.bucket.dtype == "bfloat16"
+        zeros = np.zeros(self.bucket.elements, "uint16" if half else self.bucket.dtype)
+        return self.exchange.post_encode(
+            self.bucket.index, [zeros], self.residual, self.gradient, NEVER,
+            dtype="bfloat16" if half else None,
+        )  # fmt: skip
+
+    def present(self, ticket: Ticket) -> list[bool]:
+        if self._whole:
+            return [header.sent > 0 for header in ticket.headers]
+        return [header.threshold != NEVER for header in ticket.headers]
+
+    def commit(self, ticket: Ticket, present: Sequence[bool]) -> None:
         """Takes the new residual, the sum, and the next τ."""
         if self._whole:
-            self.residual.fill(0)
+            scale_to_all(self.gradient, present, self.average)
+            if present[self.exchange.rank]:
+                self.residual.fill(0)
             return
         self.residual, self.gradient = self.gradient, self.residual
         self.receive(ticket)
         if self.controller is not None:
-            sent = sum(header.sent for header in ticket.headers)
+            sent = sum(header.sent for header in ticket.headers) * len(present) / sum(present)
             self.threshold = self.controller.next(self.threshold, sent)
 
     def receive(self, ticket: Ticket) -> None:

@@ -97,7 +97,7 @@ class GroupBlocks(Blocks):
     @property
     def whole_next(self) -> bool:
         """Whether the coming step sends residuals whole."""
-        return self.residuals == "flush" and self.steps + 1 == self.settings.sync_period
+        return self.residuals == "flush" and self.ends_next
 
     def _close(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         yield from super()._close(model, samples)

@@ -10,48 +10,25 @@ During the first warmup_steps every one of them is Dense over the world.
 
 from __future__ import annotations
 
-import copy
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gtcbmuf.errors import MismatchError
-from gtcbmuf.policy.agreement import agree, digest
+from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.policy.agreement import agree, digest, gather_integers
 from gtcbmuf.policy.gradients import GradientExchange, Lane
 from gtcbmuf.policy.layout import Layout
-from gtcbmuf.policy.state import check_like
+from gtcbmuf.policy.measures import measures
+from gtcbmuf.policy.noblocks import NoBlocks
+from gtcbmuf.policy.replicas import check_replicas
+from gtcbmuf.policy.saved import Saved
 from gtcbmuf.policy.strategy import Strategy, describe
 from gtcbmuf.policy.worker import Groups, Model
 
-STATE_VERSION = 1
 
-
-class NoBlocks:
-    """For strategies whose model is the same on all ranks after every step."""
-
-    begun = whole_next = finalized = False
-    global_params = None
-    blocks = 0
-
-    def begin(self, vector: np.ndarray) -> None:
-        pass
-
-    def after_update(self, model: Model, samples: int) -> Iterator[None]:
-        return iter(())
-
-    def state(self) -> None:
-        return None
-
-    def check_state(self, state: None) -> None:
-        pass
-
-    def load(self, state: None) -> None:
-        pass
-
-
-class Machine:
+class Machine(Saved):
     """The Worker of docs/layers.md."""
 
     def __init__(
@@ -65,6 +42,7 @@ class Machine:
         self._warmup_steps, self._make_warm = warmup_steps, warm
         self._active: GradientExchange | None = None  # of this step
         self._started = False
+        self.check_every: int | None = None  # steps from one comparison of replicas to the next
 
     # -- each step ------------------------------------------------------------------------------
 
@@ -88,7 +66,12 @@ class Machine:
             self._begin_step()
         if self._active is None:
             raise RuntimeError("exchanges_gradients is False: this step is local")
-        self._active.post(bucket, segments, whole=not self.warming_up and self._blocks.whole_next)
+        self._active.post(bucket, segments, self._whole)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether this step sends residuals whole."""
+        return not self.warming_up and self._blocks.whole_next
 
     def _begin_step(self) -> None:
         if not self.warming_up:
@@ -96,12 +79,13 @@ class Machine:
         elif self._active in (None, self._gradients):
             self._active = self._make_warm()
 
-    def finish(self) -> Iterator[None]:
-        """Waits for all buckets; commits all, or raises (the same on all ranks), with no change."""
+    def finish(self) -> Generator[None, None, bool]:
+        """Waits for all buckets; commits all, or raises (the same on all ranks), with no change.
+        False, and no change: all ranks have joined."""
         self._check_running()
         if self._active is None:
             raise RuntimeError("nothing has been posted")
-        yield from self._active.finish()
+        return (yield from self._active.finish())
 
     def gradient(self, bucket: int) -> np.ndarray:
         """What the optimizer sees: float32 [elements], good until the next post."""
@@ -118,11 +102,64 @@ class Machine:
         samples = 1 if samples is None else operator.index(samples)
         if samples < 0:
             raise ValueError(f"samples={samples}: a number of samples is not negative")
+        if self._model_is_due:
+            yield from self._catch_up(model)
+        replicas = self._active if self.exchanges_gradients else None
         if not self.warming_up:
             yield from self._blocks.after_update(model, samples)
         self.steps += 1
         if self.steps == self._warmup_steps:
             self._blocks.begin(self._read(model))
+        if replicas is not None and self.check_every and self.steps % self.check_every == 0:
+            parts = {"": self._read(model)}
+            ranks = [rank for rank, present in zip(replicas.ranks, replicas.present) if present]
+            yield from check_replicas(replicas.exchange, self.layout, parts, f"step {self.steps}", replicas.ranks, ranks)
+
+    # -- ranks with different numbers of steps ---------------------------------------------------------
+
+    def join(self, model: Model) -> Generator[None, None, int]:
+        """This rank has no more data: takes part without a gradient until all ranks are here.
+
+        What others exchange meanwhile it answers with empty messages, keeping its residuals, and closes
+        blocks with them without weight. At the end all ranks have the same model, and training may go on.
+        Returns the rank that took most steps, of several the highest: the last one to join.
+        """
+        self._check_running()
+        steps = self.steps
+        while self.exchanges_gradients:
+            self._begin_step()
+            self._active.post_nothing(self._whole)
+            try:
+                someone = yield from self._active.finish()
+            except NonFiniteError:
+                continue  # it is for those who train to go on, or not
+            if not someone:
+                yield from self._catch_up(model)
+                break
+            yield from self.after_update(model, samples=0)
+        if self._blocks.begun:
+            yield from self._blocks.join(model)
+        counts = (yield from gather_integers(self.groups.world, [steps]))[:, 0]
+        self.steps = int(counts.max())
+        return int(np.flatnonzero(counts == self.steps)[-1])
+
+    @property
+    def _model_is_due(self) -> bool:
+        """Whether the model after this step, which exchanged gradients, is read by others: of this rank too."""
+        if self.warming_up:
+            return self.steps + 1 == self._warmup_steps
+        return self._gradients is not None and self._blocks.ends_next
+
+    def _catch_up(self, model: Model) -> Iterator[None]:
+        """Who took no part in the last step gets the model of one who did."""
+        active = self._active
+        if active is not None and not all(active.present):
+            yield from model.catch_up(active.exchange, active.present.index(True))
+            active.present = [True] * len(active.present)
+
+    def measures(self, norms: bool, block_norm_since: int) -> dict[str, Any]:
+        """Of what the last step left, for metrics: see gtcbmuf/policy/measures.py."""
+        return measures(None if self.warming_up else self._gradients, self._blocks, norms, block_norm_since)
 
     # -- virtual workers of one process ---------------------------------------------------------
 
@@ -148,11 +185,13 @@ class Machine:
         facts = {
             "strategy or settings": digest(describe(self.strategy)),
             "parameters (name, shape, dtype, order)": digest(self.layout.fingerprint),
+            "check_every": self.check_every or 0,
             "number of steps or blocks done": self._blocks.blocks or self.steps,
             "model; broadcast the parameters from rank 0 first": digest(*shared),
         }
         del shared  # while this waits for others, their vectors need the memory
         yield from agree(self.groups.world, facts)
+        self._blocks.check_every = self.check_every
         if not self._blocks.begun and not self.warming_up:
             self._blocks.begin(self._read(model))
         if self._blocks.finalized:
@@ -185,70 +224,6 @@ class Machine:
         taus = self._gradients.thresholds()
         places = zip(self.layout.tensors, self.layout.places)
         return {t.name: taus[bucket] for t, (bucket, _) in places if taus[bucket] is not None}
-
-    # -- state --------------------------------------------------------------------------------------
-
-    def state_dict(self) -> dict[str, Any]:
-        """All that the next step depends on, as NumPy arrays and plain values, copied.
-
-        Every rank has its own: its residuals. W and Δ (BMUF, Hybrid) are in the state of every
-        rank, the same. Loading it at the same world size goes on with the same bits.
-        """
-        if self._active is not None and not self._active.idle:
-            raise RuntimeError("state_dict() in the middle of a step; call it after `finish`")
-        return copy.deepcopy(self.state())
-
-    def state(self) -> dict[str, Any]:
-        """What state_dict() copies: its own arrays, not copies."""
-        return {
-            "version": STATE_VERSION,
-            **self.identity(),
-            "steps": self.steps,
-            "gradients": self._gradients and self._gradients.state(),
-            "blocks": self._blocks.state(),
-        }
-
-    def check_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises MismatchError, saying what differs, unless load_state_dict would take it."""
-        if state.get("version") != STATE_VERSION:
-            raise MismatchError(
-                f"the state has version {state.get('version')}, this library reads {STATE_VERSION}"
-            )
-        for what, here in self.identity().items():
-            if state.get(what) != here:
-                raise MismatchError(f"the state is of {what} {state.get(what)}; here it is {here}")
-        check_like(state, {**self.state(), "blocks": None}, "it")
-        self._blocks.check_state(state["blocks"])
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a state_dict() of the same rank, world, strategy and parameters.
-
-        Raises MismatchError, with no change, saying what differs.
-        """
-        self.check_state_dict(state)
-        self.steps = state["steps"]
-        if self._gradients is not None:
-            self._gradients.load(state["gradients"])
-        self._blocks.load(state["blocks"])
-        if self._started:
-            self._resume()
-
-    def restart_block(self, model: Model) -> None:
-        """After the state of another world was loaded: the running block begins anew at W_start."""
-        if self._blocks.begun and not self._blocks.finalized:
-            self._blocks.reopen(model)
-            model.at_block_boundary()
-
-    def identity(self) -> dict[str, Any]:
-        """Whose state it is; the same in a state that is loaded."""
-        groups = self.groups
-        return {
-            "strategy": describe(self.strategy),
-            "layout": self.layout.fingerprint,
-            "world size": groups.world.size,
-            "rank": groups.world.rank,
-            "group size": groups.intra.size,
-        }
 
     def _resume(self) -> None:
         if self._gradients is not None:

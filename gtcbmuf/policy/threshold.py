@@ -13,6 +13,7 @@ from gtcbmuf.policy.layout import Tensor
 
 START = 2.0**-10  # τ at which a density controller begins where none is named
 LOWEST, HIGHEST = 2.0**-120, 2.0**120  # τ and its next value are normal float32
+NEVER = float(np.finfo(np.float32).max)  # τ of a rank that sends nothing
 
 
 def float32_threshold(value: float, what: str) -> float:
@@ -92,7 +93,7 @@ class DensityController:
         target = density * elements * ranks
         return cls(target, target)
 
-    def next(self, threshold: np.float32, sent: int) -> np.float32:
+    def next(self, threshold: np.float32, sent: float) -> np.float32:
         """τ of the next step, after one in which all ranks together sent `sent` elements."""
         self.average += self.RATE * (sent - self.average)
         error = (self.average - self.target) / (self.average + self.target)

@@ -49,6 +49,8 @@ class Team:
     optimizer_state: str
     lent: list[np.ndarray] = field(default_factory=list)
 
+    rounds = False  # models are float32
+
     def read(self, out: np.ndarray) -> None:
         out[:] = self.params
 

@@ -8,6 +8,7 @@
 docs/coming-from-horovod.md says what is the same and what is not.
 """
 
+from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 from gtcbmuf.preemption import Preemption
 from gtcbmuf.runtime import (
@@ -19,6 +20,7 @@ from gtcbmuf.runtime import (
     shutdown,
     size,
 )
+from gtcbmuf.torch.amp import GradScaler
 from gtcbmuf.torch.broadcasts import (
     allgather_object,
     broadcast_object,
@@ -43,6 +45,7 @@ from gtcbmuf.torch.verbs import (
     broadcast,
     broadcast_,
 )
+from gtcbmuf.torch.whole import join
 
 __all__ = [
     "BMUF",
@@ -53,14 +56,17 @@ __all__ = [
     "Dense",
     "DistributedOptimizer",
     "GTCOptimizer",
+    "GradScaler",
     "Hybrid",
     "HybridOptimizer",
     "Max",
+    "Metrics",
     "Min",
     "Preemption",
     "ReduceOp",
     "Restored",
     "Sum",
+    "Timeline",
     "TorchModel",
     "allgather",
     "allgather_object",
@@ -74,6 +80,7 @@ __all__ = [
     "broadcast_parameters",
     "init",
     "is_initialized",
+    "join",
     "local_rank",
     "local_size",
     "rank",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 
 from gtcbmuf import agreement
-from gtcbmuf.policy import Strategy, Tensor
+from gtcbmuf.policy import Exchange, Strategy, Tensor
+from gtcbmuf.torch.broadcasts import _broadcast_optimizer_state, _broadcast_parameters
 from gtcbmuf.torch.parameters import dtype_name
 
 OPTIMIZER_STATE = ("auto", "keep", "reset", "average")
@@ -60,6 +61,20 @@ class TorchModel:
         """vector, float32 or float64 [elements], into the parameters, each in its own dtype."""
         _scatter(vector, [p for _, p in self.parameters])
 
+    @property
+    def rounds(self) -> bool:
+        """Whether a flat vector has more digits than some parameters."""
+        return any(p.dtype in (torch.float16, torch.bfloat16) for _, p in self.parameters)
+
+    @torch.no_grad()
+    def hold(self, vector: np.ndarray) -> None:
+        """vector, in place, as the parameters would hold it: rounded to their dtypes."""
+        flat, at = torch.from_numpy(vector), 0
+        for _, parameter in self.parameters:
+            part = flat[at : at + parameter.numel()]
+            part.copy_(part.to(parameter.dtype))
+            at += parameter.numel()
+
     @contextlib.contextmanager
     def holding(self, vector: np.ndarray):
         """Inside, the parameters have the values of `vector`; after it their own again."""
@@ -104,6 +119,11 @@ class TorchModel:
             state = self.optimizer.state.get(parameter)
             if state and (self.optimizer_state == "reset" or set(state) == {"momentum_buffer"}):
                 state.clear()
+
+    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]:
+        """Parameters, optimizer state and settings (learning rates, ...) of root's, on all ranks."""
+        yield from _broadcast_parameters(exchange, self.parameters, root)
+        yield from _broadcast_optimizer_state(exchange, self.optimizer, root)
 
     def _state_tensors(self) -> list[tuple[str, torch.Tensor]]:
         if self.optimizer_state != "average":

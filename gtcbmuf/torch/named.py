@@ -5,7 +5,7 @@ from __future__ import annotations
 from gtcbmuf.policy import BMUF, GTC, Hybrid
 from gtcbmuf.torch.optimizer import DistributedOptimizer
 
-_WRAPPER = ("backward_passes_per_step", "buffers", "exchanges")
+_WRAPPER = ("backward_passes_per_step", "buffers", "check_every", "scaler", "metrics", "timeline", "exchanges")
 
 
 def GTCOptimizer(optimizer, named_parameters=None, **settings) -> DistributedOptimizer:

@@ -10,15 +10,18 @@ import torch
 
 from gtcbmuf import runtime
 from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.observe import Metrics, Observer, Timeline
 from gtcbmuf.policy import Dense
-from gtcbmuf.torch import state, verbs
+from gtcbmuf.torch import verbs
+from gtcbmuf.torch.amp import GradScaler
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
-from gtcbmuf.torch.wrapper import Wrapper, check_arguments, evaluates_often
+from gtcbmuf.torch.whole import WholeRun, drive
+from gtcbmuf.torch.wrapper import check_arguments, check_count, check_scaler, evaluates_often
 
 
-class DistributedOptimizer(Wrapper):
+class DistributedOptimizer(WholeRun):
     """A torch optimizer whose step is taken together with all other ranks.
 
     It is used as the optimizer inside it: param_groups, state, defaults, hooks and every other
@@ -32,6 +35,9 @@ class DistributedOptimizer(Wrapper):
     buffers: model.named_buffers(), averaged with the model at block borders (see TorchModel), unless
         the strategy's average_buffers is False.
     compression, op, gradient_predivide_factor: Horovod's; only their defaults are accepted.
+    check_every: compare the parameters of ranks that must have the same after so many steps; None: never.
+    scaler: the GradScaler of this package by which losses are scaled: gradients are unscaled before they travel.
+    metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
     exchanges: the Groups to use in place of the process's own; for virtual workers in one process.
 
     A parameter that had no gradient in a step takes part with zeros and gets the group's
@@ -53,6 +59,10 @@ class DistributedOptimizer(Wrapper):
         compression=verbs.Compression.none,
         op: verbs.ReduceOp = verbs.Average,
         gradient_predivide_factor: float = 1.0,
+        check_every: int | None = None,
+        scaler: GradScaler | None = None,
+        metrics: Metrics | None = None,
+        timeline: Timeline | None = None,
         exchanges=None,
     ):
         check_arguments(optimizer, backward_passes_per_step, op, gradient_predivide_factor)
@@ -62,8 +72,12 @@ class DistributedOptimizer(Wrapper):
         self._passes = backward_passes_per_step
         self._names = None if named_parameters is None else list(named_parameters)
         self._buffers = [(name, b) for name, b in buffers]
+        check_count(check_every)
+        self._check_every, self._scaler = check_every, scaler
         self._virtual = exchanges is not None
-        self._groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
+        groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
+        self._observer = Observer(groups, metrics, timeline)
+        self._groups = self._observer.groups
         self._samples = None
         self._started = self._finalized = False
         self._synchronized = False
@@ -84,12 +98,14 @@ class DistributedOptimizer(Wrapper):
             optimizer_state=getattr(blocks, "optimizer_state", "keep"),
         )
         self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
+        self._worker.check_every = self._check_every
         claim(named, self._self)
         if self._reducer is not None:
             self._reducer.remove()
             self._finalizer.detach()
-        self._reducer = GradientReducer(named, self._passes, self._worker)
-        self._finalizer = weakref.finalize(self, _let_go, self._reducer)
+        check_scaler(self._scaler, named)
+        self._reducer = GradientReducer(named, self._passes, self._worker, self._scaler)
+        self._finalizer = weakref.finalize(self, _let_go, self._reducer, self._observer)
 
     # -- a step -------------------------------------------------------------------------------------
 
@@ -117,7 +133,8 @@ class DistributedOptimizer(Wrapper):
                     "step() inside skip_synchronize(), but synchronize() was not called"
                 )
             yield from self._synchronize_generator()
-        self.inner.step()
+        with self._observer.span("update"):
+            self.inner.step()
         yield from self._after_update()
         return loss
 
@@ -139,7 +156,13 @@ class DistributedOptimizer(Wrapper):
     def _after_update(self) -> Iterator[None]:
         samples, self._samples = self._samples, None
         self._reset()
-        yield from self._worker.after_update(self._model, samples)
+        with self._observer.span("after update"):
+            yield from self._worker.after_update(self._model, samples)
+        self._observer.step(self._worker)
+
+    def _skip_update(self) -> None:
+        """A step of which nothing came, in its own place: a local gradient overflowed."""
+        drive(self._after_update())
 
     def synchronize(self) -> None:
         """Wait for the exchange: .grad then holds the group's gradient, ready to be clipped.
@@ -155,15 +178,19 @@ class DistributedOptimizer(Wrapper):
         if not self._started:
             yield from self._start()
         if self._worker.exchanges_gradients:
-            self._reducer.post_all()
-            try:
-                yield from self._worker.finish()
-            except NonFiniteError:
-                self._reset()  # refused on every rank, nothing has changed: the next step may come
-                raise
-            self._reducer.collect()
+            with self._observer.span("synchronize"):
+                yield from self._exchange()
         self._reducer.collected = True
         self._synchronized = True
+
+    def _exchange(self) -> Iterator[None]:
+        self._reducer.post_all()
+        try:
+            yield from self._worker.finish()
+        except NonFiniteError:
+            self._reset()  # refused on every rank, nothing has changed: the next step may come
+            raise
+        self._reducer.collect()
 
     def _start(self) -> Iterator[None]:
         """Before anything is exchanged: do all ranks train the same model in the same way?"""
@@ -215,43 +242,6 @@ class DistributedOptimizer(Wrapper):
             raise ValueError(f"samples={samples}: at least 0")
         self._samples = (self._samples or 0) + samples
 
-    # -- the model of the whole run -------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def global_model(self):
-        """Inside, the model holds W, the model of all ranks; after it, this rank's own again.
-
-        For evaluation and checkpoints with BMUF and Hybrid; with Dense and GTC the model is W.
-        """
-        vector = self._worker.global_params()
-        with contextlib.nullcontext() if vector is None else self._model.holding(vector):
-            yield
-
-    def finalize(self) -> None:
-        """Close the running block and leave W in the model: at the end of training, on all ranks.
-
-        To train on, call resume() before the next forward pass.
-        """
-        drive(self._finalize_generator())
-
-    def _finalize_generator(self) -> Iterator[None]:
-        self._refuse_when_busy("finalize()")
-        if self._finalized:
-            return
-        if not self._started:
-            yield from self._start()
-        yield from self._worker.finalize(self._model)
-        self._finalized = True
-
-    def resume(self) -> None:
-        """After finalize(): put the starting point of the next block into the model, on all ranks."""
-        drive(self._resume_generator())
-
-    def _resume_generator(self) -> Iterator[None]:
-        if self._finalized:
-            yield from self._start()
-            self._finalized = False
-
     # -- an Optimizer's other duties --------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict) -> None:
@@ -272,31 +262,6 @@ class DistributedOptimizer(Wrapper):
             self.inner.param_groups.pop()
             raise
 
-    def state_dict(self) -> dict:
-        """The inner optimizer's, and under 'gtcbmuf' this rank's residuals, Δ, W and counters.
-
-        Plain values and tensors: torch.load(weights_only=True) reads it. Each rank saves its own.
-        """
-        self._refuse_when_busy("state_dict()")
-        own = {"finalized": self._finalized, "worker": state.to_torch(self._worker.state_dict())}
-        return {**self.inner.state_dict(), "gtcbmuf": own}
-
-    def load_state_dict(self, state_dict: dict) -> None:
-        """What state_dict gave; or a plain optimizer's, which leaves residuals, Δ and W alone."""
-        self._check_state_dict(state_dict)
-        plain = {key: value for key, value in state_dict.items() if key != "gtcbmuf"}
-        self.inner.load_state_dict(plain)
-        if "gtcbmuf" in state_dict:
-            own = state_dict["gtcbmuf"]
-            self._worker.load_state_dict(state.to_numpy(own["worker"]))
-            self._finalized = own["finalized"]
-
-    def _check_state_dict(self, state_dict: dict) -> None:
-        """Before anything is changed: may a state be loaded now, and does this rank's part of it fit?"""
-        self._refuse_when_busy("load_state_dict()")
-        if "gtcbmuf" in state_dict:
-            self._worker.check_state_dict(state.to_numpy(state_dict["gtcbmuf"]["worker"]))
-
     def remove_hooks(self) -> None:
         """Let go of the parameters: backward exchanges nothing any more, the inner optimizer is
         free to be used or wrapped again."""
@@ -305,38 +270,7 @@ class DistributedOptimizer(Wrapper):
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self.strategy!r}, {self.inner!r})"
 
-    def _requires_grad(self) -> list[bool]:
-        return [p.requires_grad for group in self.inner.param_groups for p in group["params"]]
-
-    def _refuse_when_busy(self, what: str) -> None:
-        if self._reducer.busy:
-            raise RuntimeError(
-                f"{what} between backward() and step(): the gradients are being exchanged; call it "
-                "after step()"
-            )
-
-    def _check_unchanged(self) -> None:
-        if self._finalized:
-            raise RuntimeError(
-                "finalize() has ended the training and left W in the model; to train on, call "
-                "resume() before the forward pass"
-            )
-        if not self._finalizer.alive:
-            raise RuntimeError(
-                "remove_hooks() was called: use the inner optimizer, or wrap it again"
-            )
-        if self._requires_grad() != self._trainable:
-            raise RuntimeError(
-                "the inner optimizer's parameters, or which of them require a gradient, have changed "
-                "since it was wrapped. Call remove_hooks() and wrap it again, on all ranks."
-            )
-
-
-def drive(generator: Iterator[None]):
-    """Run a generator out, where every rank is a process; its return value."""
-    return verbs._run(generator)
-
-
-def _let_go(reducer: GradientReducer) -> None:
+def _let_go(reducer: GradientReducer, observer: Observer) -> None:
     reducer.remove()
     release(reducer.named)
+    observer.close()

@@ -100,6 +100,11 @@ def claim(named: list[Named], wrapper_ref) -> None:
         _owners[n.parameter] = wrapper_ref
 
 
+def owners() -> list:
+    """The wrappers that are alive and have parameters."""
+    return list({id(owner): owner for ref in _owners.values() if (owner := ref()) is not None}.values())
+
+
 def release(named: list[Named]) -> None:
     for n in named:
         _owners.pop(n.parameter, None)

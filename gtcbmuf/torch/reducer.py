@@ -22,8 +22,8 @@ class GradientReducer:
     to it in between.
     """
 
-    def __init__(self, named: list[Named], passes: int, worker: Worker):
-        self.named, self.passes, self.worker = named, passes, worker
+    def __init__(self, named: list[Named], passes: int, worker: Worker, scaler: torch.amp.GradScaler | None = None):
+        self.named, self.passes, self.worker, self.scaler = named, passes, worker, scaler
         self.opened = False
         self.enabled = True  # False inside no_sync()
         self.lock = threading.Lock()  # autograd has one thread per device
@@ -40,6 +40,7 @@ class GradientReducer:
         self.next = 0  # bucket to post
         self.posted = {}  # number -> (gradient tensor, its version when it was posted)
         self.borrowed = []  # arrays that the exchange reads
+        self.unscale = None  # 1 / the scale of this step's losses, once it is needed
         self.collected = False
 
     @property
@@ -101,8 +102,17 @@ class GradientReducer:
             named.parameter.grad = torch.zeros_like(named.parameter)
         gradient = named.parameter.grad
         _check(named, gradient)
+        self._unscale(gradient)
         self.posted[number] = gradient, gradient._version
         return as_segment(gradient)
+
+    @torch.no_grad()
+    def _unscale(self, gradient: torch.Tensor) -> None:
+        """In place: what overflowed stays infinite or NaN, and is refused by all ranks."""
+        if self.scaler is not None:
+            self.unscale = self.unscale or 1.0 / self.scaler.get_scale()
+            if self.unscale != 1.0:
+                gradient.mul_(self.unscale)
 
     # -- after the exchange ----------------------------------------------------------------------
 

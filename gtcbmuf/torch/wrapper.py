@@ -16,7 +16,7 @@ class Wrapper(torch.optim.Optimizer):
     """
 
     inner: torch.optim.Optimizer
-    _step_supports_amp_scaling = False  # GradScaler is to unscale after synchronize()
+    _step_supports_amp_scaling = False  # a GradScaler asks: no step() here takes scaled gradients
 
     param_groups = property(
         lambda self: self.inner.param_groups,
@@ -67,3 +67,25 @@ def check_arguments(optimizer, passes, op, predivide) -> None:
             "gradient_predivide_factor is for sums that overflow; gtcbmuf adds in float64 or in "
             "quanta, and accepts 1.0 only"
         )
+
+
+def check_scaler(scaler, named) -> None:
+    """named: the parameters that take part (gtcbmuf.torch.parameters)."""
+    if scaler is None:
+        return
+    if not hasattr(scaler, "_is_ours"):
+        raise TypeError(
+            f"scaler is a {type(scaler).__module__}.{type(scaler).__name__}, which would unscale gradients once more after "
+            "their exchange: use GradScaler of gtcbmuf.torch"
+        )
+    half = [n.name for n in named if n.tensor.dtype == "float16"]
+    if half and scaler.is_enabled():
+        raise ValueError(
+            f"scaler with float16 parameters ({half[0]}, ...): their unscaled gradients are too small for float16, and "
+            "torch refuses this as well. Keep the parameters float32 and compute under torch.autocast"
+        )
+
+
+def check_count(check_every) -> None:
+    if check_every is not None and (not isinstance(check_every, int) or check_every < 1):
+        raise ValueError(f"check_every={check_every!r}: a number of steps, at least 1, or None")

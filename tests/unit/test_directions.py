@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Python: a room is a module or package below gtcbmuf/. Every room may use `errors`.
 CORE = {"config", "launcher", "groups", "agreement", "runtime", "ending", "exchange", "backends", "_core"}
 ALLOWED = {
-    "": {"runtime", "groups", "policy", "preemption"},  # gtcbmuf/__init__.py: public names only
+    "": {"runtime", "groups", "observe", "policy", "preemption"},  # gtcbmuf/__init__.py: public names only
     "errors": set(),
     "config": set(),
     "groups": set(),
@@ -30,10 +30,11 @@ ALLOWED = {
     "preemption": {"agreement", "runtime"},
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
-    "numpy": {"", "policy", "simulate"} | CORE - {"_core"},
-    "torch": {"", "checkpoint", "policy", "preemption"} | CORE - {"_core"},
+    "observe": set(),  # it is given exchanges and workers
+    "numpy": {"", "observe", "policy", "simulate"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "observe", "policy", "preemption"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
-    "cli": {"", "checkpoint", "policy", "plan"} | CORE,
+    "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
 }
 
 # C: each room may include its own headers and those named.

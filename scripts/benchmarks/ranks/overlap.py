@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
 from types import SimpleNamespace
 
@@ -29,7 +28,6 @@ from gtcbmuf import runtime
 from gtcbmuf.torch import DistributedOptimizer
 
 WAYS = ("plain", "none", "last", "overlap", "serial")
-SAMPLE_SECONDS = 2e-4  # of the timeline
 
 
 class NoTicket:
@@ -79,21 +77,15 @@ class Watched:
 
     def __init__(self, ticket, bucket, events):
         self.ticket, self.times = ticket, events.setdefault(bucket, {})
-        self.times["posted"] = time.perf_counter()
-        threading.Thread(target=self._watch, daemon=True).start()
-
-    def _watch(self):
-        while not self.ticket._core.is_done:
-            time.sleep(SAMPLE_SECONDS)
-        self.times["exchanged"] = time.perf_counter()
 
     def wait(self, timeout=None):
         self.ticket.wait(timeout)
-        self.times["waited"] = time.perf_counter()
+        posted, _, _, done = self.ticket.times
+        self.times.update(posted=posted, exchanged=done, waited=time.monotonic())
 
     def decode_add(self, dense):
         self.ticket.decode_add(dense)
-        self.times["added"] = time.perf_counter()
+        self.times["added"] = time.monotonic()
 
     def __getattr__(self, name):
         return getattr(self.ticket, name)
@@ -144,14 +136,14 @@ class Trial:
         opt.zero_grad(set_to_none=False)
         loss = self.loss()
         self.comm.Barrier()
-        begin = time.perf_counter()
+        begin = time.monotonic()
         if way in ("plain", "serial"):
             with opt.no_sync():
                 loss.backward()
         else:
             loss.backward()
         (inner if way == "plain" else opt).step()
-        return time.perf_counter() - begin
+        return time.monotonic() - begin
 
     def check(self) -> None:
         """What the two ways that exchange everything leave in .grad, against the definition and MPI's own sum."""
@@ -173,11 +165,10 @@ class Trial:
         """Of one step, milliseconds from its beginning: what happened to each bucket; the end of backward; the end."""
         self.switch.watched = events = {}
         done = {}
-        note = lambda _: done.update(backward=time.perf_counter())
+        note = lambda _: done.update(backward=time.monotonic())
         handle = next(self.model.parameters()).register_post_accumulate_grad_hook(note)
         seconds = self.step("overlap")
-        end = time.perf_counter()
-        time.sleep(0.01)  # for those who watch
+        end = time.monotonic()
         handle.remove()
         self.switch.watched = None
         since = lambda at: 1e3 * (at - end + seconds)

@@ -1,0 +1,32 @@
+"""What stands in the place of blocks where there are none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from gtcbmuf.policy.worker import Model
+
+
+class NoBlocks:
+    """For strategies whose model is the same on all ranks after every step."""
+
+    begun = whole_next = ends_next = finalized = False
+    global_params = None
+    blocks = 0
+
+    def begin(self, vector: np.ndarray) -> None:
+        pass
+
+    def after_update(self, model: Model, samples: int) -> Iterator[None]:
+        return iter(())
+
+    def state(self) -> None:
+        return None
+
+    def check_state(self, state: None) -> None:
+        pass
+
+    def load(self, state: None) -> None:
+        pass
