@@ -233,14 +233,13 @@ def ring(cluster, count):
     return latest[0]
 
 
-def broadcasts(cluster, ranks, starts, counts):
-    """Some at once, to their ends: the time of each rank."""
-    all_ = [Broadcast(cluster, ranks, starts, count) for count in counts]
+def broadcast(cluster, ranks, starts, count):
+    """To its end: the time of each rank."""
+    one = Broadcast(cluster, ranks, starts, count)
     cluster.run()
-    for one in all_:
-        one.begin()
+    one.begin()
     cluster.run()
-    return {rank: max(one.ends[rank] for one in all_) for rank in ranks}
+    return one.ends
 
 
 def finish(cluster, *operations):
@@ -278,8 +277,8 @@ def hybrid_block(cluster, groups, starts, elements, work):
     leaders = [group[0] for group in groups]
     between = finish(cluster, allreduce(cluster, leaders, starts, elements))
     starts.update({rank: time + work for rank, time in between.items()})
-    for counts in ([1024], [4 * elements] * 2):
+    for count in (1024, 4 * elements):
         for group in groups:
             if len(group) > 1:
-                starts.update(broadcasts(cluster, group, starts, counts))
+                starts.update(broadcast(cluster, group, starts, count))
     return starts

@@ -155,7 +155,7 @@ def bmuf(job: Job, network: Network, period: int) -> Prediction:
 
 def hybrid(job: Job, network: Network, group: int, period: int) -> Prediction:
     """GTC in groups of `group` ranks; every `period` steps an allreduce of the models between
-    leaders, which then broadcast W and Δ to their groups."""
+    leaders, which then broadcast it to their groups."""
     check_count("period", period, 1)
     check_group(job, group)
     if job.workers == 1:
@@ -213,7 +213,7 @@ def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost]:
     mean = replace(mean, sent=mean.sent / group)
     cost = _meet(job, network) + mean
     cost += broadcast(network, team, NOTE_BYTES)
-    cost += broadcast(network, team, job.model_bytes).times(2)
+    cost += broadcast(network, team, job.delta_bytes)
     return cost, mean
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from gtcbmuf.errors import NonFiniteError, SettingsError
 from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
-from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite, like
+from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite, like
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.worker import Exchange, Model, Ticket, wait_all
@@ -210,9 +210,13 @@ class Blocks:
     def _arrive(self, sides: Sequence[Ticket]) -> Iterator[None]:
         """Waits for the mean that was posted, and for sides; on every rank the filter has it."""
         self._wait([self.mean, *sides])
-        self.filter.update(self.mean.take())
-        self.under_way = False
+        self._apply(self.mean.take())
         return iter(())
+
+    def _apply(self, mean: np.ndarray) -> None:
+        """G, as it travelled, into the filter."""
+        self.filter.update(as_model(mean, self.layout.vector_dtype))
+        self.under_way = False
 
     def _check_finite(self, found: np.ndarray, sides: Sequence[Ticket]) -> None:
         """found: the first element of each rank that is not finite, or -1."""

@@ -23,7 +23,7 @@ from gtcbmuf.policy.gtc import GTC
 from gtcbmuf.policy.layout import Layout, Tensor
 from gtcbmuf.policy.machine import Machine
 from gtcbmuf.policy.strategy import Strategy, check_choice
-from gtcbmuf.policy.worker import Groups, Model, Ticket, wait_all
+from gtcbmuf.policy.worker import Groups, Model, Ticket
 
 NOTE_BYTES = 1024  # of what a leader tells its group about the exchange of the leaders
 
@@ -83,8 +83,8 @@ class Hybrid(Strategy):
 class GroupBlocks(Blocks):
     """Blocks whose participants are groups.
 
-    Every rank holds W and Δ: the leader computes them and broadcasts both, from which each has
-    W_start to the bit, can evaluate W, and can save or resume everything that is shared.
+    Every rank holds W and Δ, and computes them from G, which its leader broadcasts: half the bytes of
+    W and Δ. So each has W_start to the bit, can evaluate W, and can save or resume all that is shared.
     """
 
     def __init__(
@@ -109,19 +109,20 @@ class GroupBlocks(Blocks):
         return int(samples[list(self.groups.members[self.groups.index])].sum())
 
     def _arrive(self, sides: Sequence[Ticket]) -> Iterator[None]:
-        """G over groups into the leaders' filters; W and Δ to all ranks.
+        """G over groups, from the leaders to all ranks, and into their filters.
 
         Ranks that do not lead reach the same points as those that do.
         """
-        intra = self.groups.intra
         yield from self._share(self._outcome(sides))
-        if self.mean is not None:
-            self.filter.update(self.mean.take())
-        tickets = [intra.post_broadcast(self.filter.params),
-                   intra.post_broadcast(self.filter.block_update, bucket=1)]  # fmt: skip
+        mean = self.filter.room(self._travels()) if self.mean is None else self.mean.take()
+        ticket = self.groups.intra.post_broadcast(mean)
         yield
-        wait_all(tickets)
-        self.under_way = False
+        ticket.wait()
+        self._apply(mean)
+
+    def _travels(self) -> np.dtype:
+        """What G travels in; uint16 is bfloat16."""
+        return np.dtype(np.uint16 if self.settings.sync_dtype else self.layout.vector_dtype)
 
     def _outcome(self, sides: Sequence[Ticket]) -> GtcbmufError | None:
         """What the exchanges raised. That of the leaders counts first; the others do not see it."""

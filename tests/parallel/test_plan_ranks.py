@@ -100,7 +100,7 @@ def test_strategies(comm, team):
 
     hybrid = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups="world")
     block = meet + exchanges.broadcast(NETWORK, team, NOTE_BYTES).sent
-    block += 2 * exchanges.broadcast(NETWORK, team, 4 * ELEMENTS).sent
+    block += exchanges.broadcast(NETWORK, team, 4 * ELEMENTS).sent
     assert bytes_of_a_block(comm, hybrid) == pytest.approx(PERIOD * gtc + block, rel=0.02)
 
     apart = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups=1)
