@@ -32,7 +32,7 @@ class NoBlocks:
     """For strategies whose model is the same on all ranks after every step."""
 
     begun = whole_next = finalized = False
-    global_params = None
+    global_params = shard = None
     blocks = 0
 
     def begin(self, vector: np.ndarray) -> None:
@@ -249,6 +249,11 @@ class Machine:
             "rank": groups.world.rank,
             "group size": groups.intra.size,
         }
+
+    @property
+    def shard(self) -> slice | None:
+        """The part of the mean of models that this rank exchanges, if it does; None: there is no mean."""
+        return self._blocks.shard
 
     def _resume(self) -> None:
         if self._gradients is not None:

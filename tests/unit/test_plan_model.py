@@ -121,16 +121,17 @@ def test_a_step_of_gtc(workers, per_host, overlap, density):
 @pytest.mark.parametrize("workers, per_host, group", [
     (8, 1, 2), (16, 4, 4), (16, 8, 4), (32, 8, 8), (16, 4, 8), (16, 4, 16),
 ])  # fmt: skip
-def test_a_block_of_the_hybrid(workers, per_host, group):
-    elements = 2_000_000
-    job = Job(elements, 0.05, workers, per_host, overlap=0.0)
+@pytest.mark.parametrize("representatives", ["leader", "sharded"])
+def test_a_block_of_the_hybrid(workers, per_host, group, representatives):
+    elements, shards = 2_000_000, group if representatives == "sharded" else 1
+    job = Job(elements, 0.05, workers, per_host, overlap=0.0, representatives=representatives)
     groups = [list(range(i, i + group)) for i in range(0, workers, group)]
     body = int(exchanges.expected_body(elements, elements * job.density))
     machines = cluster(workers, per_host)
     ends = oracle.encoded_step(machines, groups, 0.05, 0.0, 1, elements / 1e9, body)
     decode = group * job.density * elements / 1e8
     ends = {rank: end + decode for rank, end in ends.items()}
-    ends = oracle.hybrid_block(machines, groups, ends, elements, elements / 3e8)
+    ends = oracle.hybrid_block(machines, groups, ends, elements, elements / shards / 3e8, shards)
     found = hybrid(job, NETWORK, group, 1)
     close(found.step, max(ends.values()), 0.02 if group <= per_host else 0.1)
     close(found.worker_bytes, sum(machines.sent) / workers, 1e-4)

@@ -146,12 +146,12 @@ def test_half_the_bytes():
 
 @pytest.mark.parametrize("options, bytes_each", [({}, 4), (ROUNDED, 2)])
 def test_a_group_receives_nothing_but_the_mean(options, bytes_each):
-    """Beside a note of 1024 bytes; of a broadcast VirtualTicket.bytes_sent counts a shard to each of the others."""
+    """Beside headers; of a broadcast VirtualTicket.bytes_sent counts a shard to each of the others."""
     team = Team(Hybrid(CODE, BMUF(sync_period=1, **options)), 6, group_size=3, start=START).start()
     before = team.groups[0].intra.traffic.bytes_sent
     team.after_update()
-    headers, note, mean = 2 * 3 * 2 * 64, 2 * (1024 // 3), 2 * (bytes_each * 778 // 3)
-    assert team.groups[0].intra.traffic.bytes_sent - before == headers + note + mean
+    headers, mean = 2 * 3 * 2 * 64, 2 * (bytes_each * 778 // 3)
+    assert team.groups[0].intra.traffic.bytes_sent - before == headers + mean
 
 
 # -- overlap ------------------------------------------------------------------------------------------
