@@ -102,9 +102,10 @@ def test_rounding_errors_pass_on_the_same_to_the_mean_of_models(tmp_path, member
     assert np.isfinite(path).all()
 
 
-@pytest.mark.parametrize("options", [{"sync_dtype": "bfloat16"}, {"sync_dtype": "bfloat16", "sync_overlap": True}, {"sync_overlap": True}])
-@pytest.mark.parametrize("members, other", [
-    ([[0, 1], [2, 3]], [[0, 1], [2]]), ([[0, 1], [2]], [[0, 1, 2], [3, 4, 5]]), ([[0, 1, 2], [3, 4]], [[0, 3], [1, 2]])])  # fmt: skip
+@pytest.mark.parametrize("members, other, options", [
+    ([[0, 1], [2, 3]], [[0, 1], [2]], {"sync_dtype": "bfloat16"}),
+    ([[0, 1], [2]], [[0, 1, 2], [3, 4, 5]], {"sync_dtype": "bfloat16", "sync_overlap": True}),
+    ([[0, 1, 2], [3, 4]], [[0, 3], [1, 2]], {"sync_overlap": True})])  # fmt: skip
 def test_shards_of_another_world_are_those_of_its_leaders(tmp_path, members, other, options):
     """What representatives hold is put together, and shared out again: in all, what leaders would have."""
     worlds = {}
