@@ -24,6 +24,8 @@ class Groups:
     world: Any  # exchange of all ranks
     intra: Any  # exchange of this rank's group, in the order of members[index]
     inter: Any | None  # exchange of the leaders, in the order of members; None on other ranks
+    # of the ranks at this one's place in their groups, if all groups have that place: leaders' is inter
+    peers: Any | None
 
     @property
     def leaders(self) -> list[int]:

@@ -287,11 +287,12 @@ def _groups(runtime, spec):
 def _make_groups(runtime, members):
     comm, me = runtime.comm, runtime.comm.rank
     index = next(i for i, group in enumerate(members) if me in group)
-    leads = me == members[index][0]
+    place = members[index].index(me)
     intra = _open(runtime, comm.Split(index, me), members[index])
-    leaders = comm.Split(0 if leads else runtime.MPI.UNDEFINED, me)
-    inter = _open(runtime, leaders, [group[0] for group in members]) if leads else None
-    return grouping.Groups(members, index, runtime.world, intra, inter)
+    shared = place < min(map(len, members))  # a place that all groups have
+    between = comm.Split(place if shared else runtime.MPI.UNDEFINED, index)
+    peers = _open(runtime, between, [group[place] for group in members]) if shared else None
+    return grouping.Groups(members, index, runtime.world, intra, peers if place == 0 else None, peers)
 
 
 def agree(fingerprint) -> None:

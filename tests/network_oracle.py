@@ -233,14 +233,13 @@ def ring(cluster, count):
     return latest[0]
 
 
-def broadcasts(cluster, ranks, starts, counts):
-    """Some at once, to their ends: the time of each rank."""
-    all_ = [Broadcast(cluster, ranks, starts, count) for count in counts]
+def broadcast(cluster, ranks, starts, count):
+    """To its end: the time of each rank."""
+    one = Broadcast(cluster, ranks, starts, count)
     cluster.run()
-    for one in all_:
-        one.begin()
+    one.begin()
     cluster.run()
-    return {rank: max(one.ends[rank] for one in all_) for rank in ranks}
+    return one.ends
 
 
 def finish(cluster, *operations):
@@ -271,15 +270,22 @@ def encoded_step(cluster, groups, compute, overlap, buckets, work, body):
     return ends
 
 
-def hybrid_block(cluster, groups, starts, elements, work):
-    """The end of a hybrid's block: times of all ranks. work [s]: of the leaders' sum."""
+def hybrid_block(cluster, groups, starts, elements, work, shards=1):
+    """The end of a hybrid's block: times of all ranks. work [s]: of a representative's sum; shards: 1 or as many
+    as a group has ranks."""
     world = sorted(rank for group in groups for rank in group)
     starts = finish(cluster, allgather(cluster, world, starts, 24))
-    leaders = [group[0] for group in groups]
-    between = finish(cluster, allreduce(cluster, leaders, starts, elements))
+    peers = [[group[place] for group in groups] for place in range(shards)]
+    between = finish(cluster, *(allreduce(cluster, ranks, starts, elements // shards) for ranks in peers))
     starts.update({rank: time + work for rank, time in between.items()})
-    for counts in ([1024], [4 * elements] * 2):
+    groups = [group for group in groups if len(group) > 1]
+    together = lambda body: finish(cluster, *(allgather(cluster, group, starts, body) for group in groups))
+    if not groups:
+        return starts
+    starts.update(together(0))  # no error to tell of
+    if shards > 1:
+        starts.update(together(4 * elements // shards))
+    else:
         for group in groups:
-            if len(group) > 1:
-                starts.update(broadcasts(cluster, group, starts, counts))
+            starts.update(broadcast(cluster, group, starts, 4 * elements))
     return starts

@@ -37,6 +37,8 @@ def add_to(commands) -> None:
         "assumed, not measured (default: 0.5)", **number)  # fmt: skip
     add("--period", default=50, help="longest block you would train with (default: 50)", **count)
     add("--group", default=None, help="group size of the hybrid (default: the best)", **count)
+    add("--representatives", choices=("leader", "sharded"), default="leader",
+        help="who exchanges a group's model in the hybrid: its leader, or every rank a shard (leader)")
     add("--sync-dtype", choices=("bfloat16",), help="of block deltas (default: float32)")
     add("--sync-overlap", action="store_true", help="a block's mean travels during the next one")
     add("--inputs", metavar="FILE", help="measured numbers, from gtcbmuf bench --save; "
@@ -78,7 +80,7 @@ def _job(options) -> Job:
         raise SettingsError(f"--elements {options.elements}: give a whole number of parameters.")
     return Job(int(options.elements), options.step_ms / 1e3, options.workers, options.per_host,
                options.density, options.overlap, sync_dtype=options.sync_dtype,
-               sync_overlap=options.sync_overlap)  # fmt: skip
+               sync_overlap=options.sync_overlap, representatives=options.representatives)  # fmt: skip
 
 
 def _given(measured: inputs.Inputs, options) -> inputs.Inputs:
@@ -151,6 +153,8 @@ def _input_lines(job, network, assumed):
     if job.sync_dtype or job.sync_overlap:
         late = ", their mean one block late" * job.sync_overlap
         yield "block deltas", f"in {job.sync_dtype or 'float32'}{late}"
+    if job.representatives != "leader":
+        yield "representatives", job.representatives
     yield "workers", f"{job.workers} on {hosts}"
     if job.world.outside:
         yield "between hosts", _link_text(network.inter)

@@ -31,16 +31,15 @@ def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def best_bmuf(job: Job, network: Network, longest: int) -> Prediction:
-    """The shortest period, of the divisors of the longest acceptable one, that is near the fastest."""
-    return _nearest([bmuf(job, network, period) for period in divisors(longest)])
+def bmufs(job: Job, network: Network, longest: int) -> list[Prediction]:
+    """Of all periods: the divisors of the longest acceptable one."""
+    return [bmuf(job, network, period) for period in divisors(longest)]
 
 
-def best_hybrid(job: Job, network: Network, longest: int, group: int | None = None) -> Prediction:
-    """The largest group with the shortest period near the fastest step; group: fixed."""
+def hybrids(job: Job, network: Network, longest: int, group: int | None = None) -> list[Prediction]:
+    """Of all groups and periods; group: fixed."""
     sizes = [group] if group else group_sizes(job)
-    found = [hybrid(job, network, size, period) for size in sizes for period in divisors(longest)]
-    return _nearest(found)
+    return [hybrid(job, network, size, period) for size in sizes for period in divisors(longest)]
 
 
 def group_sizes(job: Job) -> list[int]:
@@ -50,9 +49,12 @@ def group_sizes(job: Job) -> list[int]:
     return [size for size in sizes if 1 < size < job.workers] or [job.workers]
 
 
-def _nearest(found: list[Prediction]) -> Prediction:
-    near = [p for p in found if p.step <= NEAR * min(p.step for p in found)]
-    return min(near, key=lambda p: (-(p.group or 0), p.period))
+def nearest(found: list[Prediction], fastest: float) -> Prediction:
+    """The largest group with the shortest period near the fastest step of all methods; where none is, near
+    the fastest of these."""
+    best = min(p.step for p in found)
+    limit = NEAR * (fastest if best <= NEAR * fastest else best)
+    return min((p for p in found if p.step <= limit), key=lambda p: (-(p.group or 0), p.period))
 
 
 @dataclass(frozen=True)
@@ -90,14 +92,10 @@ def _counts(workers: int) -> Iterable[int]:
 
 def _row(job: Job, network: Network, longest: int, group: int | None) -> Row:
     fixed = group if group and groups_fit(job, group) else None
-    return Row(
-        job.workers,
-        dense=dense(job, network),
-        gtc=gtc(job, network),
-        bmuf=best_bmuf(job, network, longest),
-        hybrid=best_hybrid(job, network, longest, fixed),
-        ring=ring(job, network),
-    )
+    plain = dense(job, network), gtc(job, network)
+    blocks = bmufs(job, network, longest), hybrids(job, network, longest, fixed)
+    fastest = min(p.step for p in (*plain, *blocks[0], *blocks[1]))
+    return Row(job.workers, *plain, *(nearest(found, fastest) for found in blocks), ring(job, network))
 
 
 def choose(row: Row) -> Prediction:

@@ -16,7 +16,8 @@ from gtcbmuf.plan.exchanges import (
 )
 from gtcbmuf.plan.network import Network
 from gtcbmuf.policy.bmuf import BMUF
-from gtcbmuf.policy.hybrid import NOTE_BYTES
+from gtcbmuf.policy.gtc import GTC
+from gtcbmuf.policy.hybrid import Hybrid
 from gtcbmuf.policy.layout import BUCKET_BYTES
 from gtcbmuf.policy.strategy import check_count, check_number
 
@@ -34,7 +35,7 @@ class Job:
     of the elements that GTC sends in a step. overlap: share of the step, at its end, in which
     gradients become ready evenly and an exchange can go on behind the computation; assumed, not
     measured. bucket_bytes: of float32, as the strategies have it. sync_dtype, sync_overlap: of BMUF
-    and the hybrid, as they have them.
+    and the hybrid, as they have them; representatives: of the hybrid.
     """
 
     elements: int
@@ -46,6 +47,7 @@ class Job:
     bucket_bytes: int = BUCKET_BYTES
     sync_dtype: str | None = None
     sync_overlap: bool = False
+    representatives: str = "leader"
 
     def __post_init__(self):
         check_count("elements", self.elements, 1)
@@ -56,7 +58,8 @@ class Job:
                      "the share of elements sent in a step, more than 0 and at most 1")  # fmt: skip
         check_number("overlap", self.overlap, lambda x: 0 <= x <= 1, "a share from 0 to 1")
         check_count("bucket_bytes", self.bucket_bytes, 4)
-        BMUF(1, sync_dtype=self.sync_dtype, sync_overlap=self.sync_overlap)  # which checks them
+        blocks = BMUF(1, sync_dtype=self.sync_dtype, sync_overlap=self.sync_overlap)
+        Hybrid(GTC(threshold=1.0), blocks, representatives=self.representatives)  # which check them
 
     @property
     def world(self) -> Team:
@@ -69,6 +72,10 @@ class Job:
     @property
     def model_bytes(self) -> int:
         return 4 * self.elements
+
+    def shards(self, group: int) -> int:
+        """Of a model, that the ranks of a group exchange with other groups; 1: its leader exchanges it."""
+        return group if self.representatives == "sharded" else 1
 
     @property
     def delta_bytes(self) -> int:
@@ -146,8 +153,8 @@ def bmuf(job: Job, network: Network, period: int) -> Prediction:
         return _alone("BMUF", job, period=period)
     mean = allreduce(network, job.world, job.delta_bytes)
     cost = _meet(job, network) + mean
-    seconds = cost.seconds + job.elements / network.rates.reduce
-    seconds -= _hidden(job, network, mean, period * job.step_seconds)
+    total = job.elements / network.rates.reduce
+    seconds = cost.seconds + total - _hidden(job, mean.seconds + total, period * job.step_seconds)
     return Prediction("BMUF", job.workers, job.step_seconds, blocks=seconds / period,
                       worker_bytes=cost.sent / period, host_bytes=cost.host / period,
                       period=period)  # fmt: skip
@@ -155,15 +162,17 @@ def bmuf(job: Job, network: Network, period: int) -> Prediction:
 
 def hybrid(job: Job, network: Network, group: int, period: int) -> Prediction:
     """GTC in groups of `group` ranks; every `period` steps an allreduce of the models between
-    leaders, which then broadcast W and Δ to their groups."""
+    leaders, which then broadcast it to their groups, or of shards between all members, which then gather
+    them."""
     check_count("period", period, 1)
     check_group(job, group)
     if job.workers == 1:
         return _alone("hybrid", job, group, period)
     gradients, decode, every_step = _encoded(job, network, Team.of(group, job.per_host))
     block, mean = _block(job, network, group)
-    seconds = block.seconds + job.elements / network.rates.reduce
-    seconds -= _hidden(job, network, mean, period * (job.step_seconds + gradients + decode))
+    total = job.elements / job.shards(group) / network.rates.reduce
+    steps = period * (job.step_seconds + gradients + decode)
+    seconds = block.seconds + total - _hidden(job, mean.seconds + total, steps)
     return Prediction("hybrid", job.workers, job.step_seconds, gradients, decode,
                       seconds / period, every_step.sent + block.sent / period,
                       every_step.host + block.host / period, group, period)  # fmt: skip
@@ -209,12 +218,14 @@ def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost]:
     """The exchanges at the end of a hybrid's block, and of these the mean between leaders."""
     team = Team.of(group, job.per_host)
     leaders = Team.of(job.workers // group, max(1, job.per_host // group))
-    mean = allreduce(network, leaders, job.delta_bytes)
-    mean = replace(mean, sent=mean.sent / group)
-    cost = _meet(job, network) + mean
-    cost += broadcast(network, team, NOTE_BYTES)
-    cost += broadcast(network, team, job.model_bytes).times(2)
-    return cost, mean
+    shards = job.shards(group)
+    one = allreduce(network, leaders, job.delta_bytes / shards)
+    at_once = one.times(min(shards, job.per_host))  # from one host
+    mean = replace(at_once, sent=one.sent * shards / group)
+    spread = broadcast(network, team, job.delta_bytes)
+    if shards > 1:
+        spread = allgather(network, team, job.delta_bytes / shards)
+    return _meet(job, network) + mean + allgather(network, team, 0) + spread, mean
 
 
 def _meet(job: Job, network: Network) -> Cost:
@@ -223,11 +234,9 @@ def _meet(job: Job, network: Network) -> Cost:
     return cost + allgather(network, job.world, FINITE_BYTES) if job.sync_overlap else cost
 
 
-def _hidden(job: Job, network: Network, mean: Cost, block_seconds: float) -> float:
+def _hidden(job: Job, mean_seconds: float, block_seconds: float) -> float:
     """Seconds of a block's mean behind the next block, if nothing else wants links and CPU then."""
-    if not job.sync_overlap:
-        return 0.0
-    return min(mean.seconds + job.elements / network.rates.reduce, block_seconds)
+    return min(mean_seconds, block_seconds) if job.sync_overlap else 0.0
 
 
 def _exposed(job: Job, work: float, cost: Cost) -> float:

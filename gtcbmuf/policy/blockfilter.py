@@ -38,6 +38,10 @@ class BlockFilter:
         start += self.params[part]
         return start
 
+    def room(self, dtype: np.dtype) -> np.ndarray:
+        """[elements], where G comes in on a rank that took no part in the mean."""
+        return np.empty(len(self.params), dtype)
+
     def update(self, block_delta: np.ndarray) -> None:
         """G in; it is used up."""
         self.block_update *= self.momentum

@@ -41,7 +41,7 @@ class BlockMean:
             self._ticket.wait(timeout)
 
     def take(self) -> np.ndarray:
-        """G, the caller's from now on."""
+        """G as it travelled (see as_model), the caller's from now on."""
         mean, self._array, self._ticket = self._array, None, None
         return mean
 
@@ -84,9 +84,6 @@ class RoundedMean(BlockMean):
             rest -= bfloat16.widen(rounded)
         return Parcel(rounded, rest if weight else self.error)  # without weight nothing is passed on
 
-    def take(self) -> np.ndarray:
-        return bfloat16.widen(super().take()).astype(self.dtype, copy=False)
-
     def commit(self, parcel: Parcel) -> None:
         self.error = parcel.error
 
@@ -103,6 +100,11 @@ class RoundedMean(BlockMean):
         mean = state["mean"]
         super().load({"mean": None if mean is None else bfloat16.narrow(mean)})
         self.error = state["error"].copy()
+
+
+def as_model(mean: np.ndarray, dtype) -> np.ndarray:
+    """G as it travelled (uint16 is bfloat16) in the model's dtype; a copy only if that is another."""
+    return (bfloat16.widen(mean) if mean.dtype == np.uint16 else mean).astype(dtype, copy=False)
 
 
 def first_non_finite(array: np.ndarray) -> int:

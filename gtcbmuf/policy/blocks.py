@@ -10,7 +10,7 @@ import numpy as np
 from gtcbmuf.errors import NonFiniteError, SettingsError
 from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
-from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite, like
+from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite, like
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.replicas import check_replicas
 from gtcbmuf.policy.sides import Sides
@@ -37,11 +37,12 @@ class Blocks:
 
     def __init__(
         self, settings: BMUF, layout: Layout, world: Exchange,
-        participants: Exchange | None, leaders: Sequence[int],
+        participants: Exchange | None, leaders: Sequence[int], shard: slice | None = None,
     ):  # fmt: skip
         self.settings, self.layout, self.world = settings, layout, world
         self.participants = participants  # the exchange of ranks that take part in the mean; or None
         self.leaders = leaders  # those ranks, of the world
+        self.shard = shard or slice(0, layout.elements)  # of the mean, that they exchange
         self.filter: BlockFilter | None = None
         self.mean: BlockMean | None = None  # of ranks that take part, once begun
         self.origin: np.ndarray | None = None  # overlap: S_i, where this rank began the block
@@ -74,7 +75,7 @@ class Blocks:
 
     def _make_mean(self) -> BlockMean:
         make = RoundedMean if self.settings.sync_dtype == "bfloat16" else BlockMean
-        return make(self.participants, self.layout.elements, self.layout.vector_dtype)
+        return make(self.participants, self.shard.stop - self.shard.start, self.layout.vector_dtype)
 
     @property
     def ends_next(self) -> bool:
@@ -162,7 +163,7 @@ class Blocks:
         """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
         if self.mean is not None:
             weight = self._weight(samples)
-            parcel = self.mean.prepare(self._local_delta(model), weight)
+            parcel = self.mean.prepare(self._local_delta(model)[self.shard], weight)
             self.mean.post(parcel, weight)
         sides = Sides(model, self.world, int(samples[self.world.rank]))
         yield
@@ -177,9 +178,9 @@ class Blocks:
         What is not finite has to be found before it sets out.
         """
         delta, weight = self._local_delta(model), self._weight(samples)
-        parcel = Parcel(delta) if self.mean is None else self.mean.prepare(delta, weight)
+        parcel = self.mean and self.mean.prepare(delta[self.shard], weight)
         sides = Sides(model, self.world, int(samples[self.world.rank]))
-        found = yield from gather_integers(self.world, [first_non_finite(parcel.array)])
+        found = yield from gather_integers(self.world, [self._first_non_finite(delta, parcel)])
         self._check_finite(found[:, 0], sides.tickets)
         if self.under_way:
             yield from self._arrive(())
@@ -214,9 +215,21 @@ class Blocks:
     def _arrive(self, sides: Sequence[Ticket]) -> Iterator[None]:
         """Waits for the mean that was posted, and for sides; on every rank the filter has it."""
         self._wait([self.mean, *sides])
-        self.filter.update(self.mean.take())
-        self.under_way = False
+        self._apply(self.mean.take())
         return iter(())
+
+    def _apply(self, mean: np.ndarray) -> None:
+        """G, as it travelled, into the filter."""
+        self.filter.update(as_model(mean, self.layout.vector_dtype))
+        self.under_way = False
+
+    def _first_non_finite(self, delta: np.ndarray, parcel: Parcel | None) -> int:
+        """Of what this rank keeps, or of what rounding has made of what sets out; -1: there is none."""
+        kept = first_non_finite(delta)
+        if kept >= 0 or parcel is None or parcel.error is None:
+            return kept
+        sent = first_non_finite(parcel.array)
+        return sent if sent < 0 else self.shard.start + sent
 
     def _check_finite(self, found: np.ndarray, sides: Sequence[Ticket]) -> None:
         """found: the first element of each rank that is not finite, or -1."""
@@ -237,10 +250,11 @@ class Blocks:
             raise error from None
 
     def _named(self, error: NonFiniteError) -> NonFiniteError:
-        rank, name = error.rank, f"averaged buffers or optimizer state, vector {error.bucket - 1}"
-        if error.bucket == 0:
-            rank, name = self.leaders[error.rank], self.layout.name_at(error.index)
-        return NonFiniteError(rank, error.bucket, error.index, name)
+        if error.bucket > 0:
+            name = f"averaged buffers or optimizer state, vector {error.bucket - 1}"
+            return NonFiniteError(error.rank, error.bucket, error.index, name)
+        index = self.shard.start + error.index
+        return NonFiniteError(self.leaders[error.rank], 0, index, self.layout.name_at(index))
 
     # -- state --------------------------------------------------------------------------------------
 

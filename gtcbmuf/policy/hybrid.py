@@ -7,7 +7,7 @@ distributed training algorithm for acoustic modeling", Interspeech 2019, section
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,7 @@ from gtcbmuf.policy.gtc import GTC
 from gtcbmuf.policy.layout import Layout, Tensor
 from gtcbmuf.policy.machine import Machine
 from gtcbmuf.policy.strategy import Strategy, check_choice
-from gtcbmuf.policy.worker import Groups, Model, Ticket, wait_all
-
-NOTE_BYTES = 1024  # of what a leader tells its group about the exchange of the leaders
+from gtcbmuf.policy.worker import Groups, Model, Ticket
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,10 @@ class Hybrid(Strategy):
                  group, instead of quanta. So they pass through the optimizer as all gradients do,
                  nothing is lost, and they are 0 at the end;
         "zero"   they are dropped.
+    representatives: who exchanges a group's model with the other groups, to the same bits:
+        "leader"   its lowest rank, which broadcasts the mean to the group;
+        "sharded"  as many of its ranks as the smallest group has, each with a shard of the model; the
+                   group gathers the shards. No rank then carries the whole model between hosts.
 
     Raises SettingsError.
     """
@@ -49,12 +51,14 @@ class Hybrid(Strategy):
     bmuf: BMUF
     groups: Any = "node"
     residuals: str = "keep"
+    representatives: str = "leader"
 
     def __post_init__(self):
         for name, value, kind in ("gtc", self.gtc, GTC), ("bmuf", self.bmuf, BMUF):
             if not isinstance(value, kind):
                 raise SettingsError(f"{name}={value!r}: give {kind.__name__}(…).")
         check_choice("residuals", self.residuals, ("keep", "flush", "zero"))
+        check_choice("representatives", self.representatives, ("leader", "sharded"))
         one, other = self.gtc.warmup_steps, self.bmuf.warmup_steps
         if one and other and one != other:
             raise SettingsError(
@@ -81,17 +85,23 @@ class Hybrid(Strategy):
 
 
 class GroupBlocks(Blocks):
-    """Blocks whose participants are groups.
+    """Blocks whose participants are groups; the first ranks of a group each exchange a shard of its block
+    delta with their peers, the ranks at the same place in the other groups.
 
-    Every rank holds W and Δ: the leader computes them and broadcasts both, from which each has
-    W_start to the bit, can evaluate W, and can save or resume everything that is shared.
+    Every rank holds W and Δ, and computes them from G, which its group shares: half the bytes of W
+    and Δ. So each has W_start to the bit, can evaluate W, and can save or resume all that is shared.
     """
 
     def __init__(
         self, settings: Hybrid, layout: Layout, groups: Groups, gradients: GradientExchange
     ):
-        leaders = [group[0] for group in groups.members]
-        super().__init__(settings.bmuf, layout, groups.world, groups.inter, leaders)
+        self.sharded = settings.representatives == "sharded"
+        self.shards = split(layout.elements, min(map(len, groups.members)) if self.sharded else 1)
+        place, last = groups.intra.rank, len(self.shards) - 1
+        represents = place <= last
+        at = place if represents else last
+        super().__init__(settings.bmuf, layout, groups.world, groups.peers if represents else None,
+                         [group[at] for group in groups.members], self.shards[at])  # fmt: skip
         self.groups, self.gradients, self.residuals = groups, gradients, settings.residuals
 
     @property
@@ -109,39 +119,66 @@ class GroupBlocks(Blocks):
         return int(samples[list(self.groups.members[self.groups.index])].sum())
 
     def _arrive(self, sides: Sequence[Ticket]) -> Iterator[None]:
-        """G over groups into the leaders' filters; W and Δ to all ranks.
+        """G over groups, from their representatives to all ranks, and into their filters.
 
-        Ranks that do not lead reach the same points as those that do.
+        Ranks that do not represent their group reach the same points as those that do.
         """
-        intra = self.groups.intra
-        yield from self._share(self._outcome(sides))
-        if self.mean is not None:
-            self.filter.update(self.mean.take())
-        tickets = [intra.post_broadcast(self.filter.params),
-                   intra.post_broadcast(self.filter.block_update, bucket=1)]  # fmt: skip
-        yield
-        wait_all(tickets)
-        self.under_way = False
+        yield from self._share_outcome(self._outcome(sides))
+        mean = yield from (self._broadcast() if len(self.shards) == 1 else self._gather())
+        self._apply(mean)
 
     def _outcome(self, sides: Sequence[Ticket]) -> GtcbmufError | None:
-        """What the exchanges raised. That of the leaders counts first; the others do not see it."""
+        """What the exchanges raised. That of the mean counts first; some do not see it."""
         try:
             self._wait(sides if self.mean is None else [self.mean, *sides])
         except GtcbmufError as error:
             return error
         return None
 
-    def _share(self, outcome: GtcbmufError | None) -> Iterator[None]:
-        """The leader's outcome is the group's: raised by all, or by none."""
-        note = np.zeros(NOTE_BYTES, np.uint8)
-        if outcome is not None:
-            text = _write_error(outcome)
-            note[: len(text)] = np.frombuffer(text, np.uint8)
-        ticket = self.groups.intra.post_broadcast(note)
+    def _share_outcome(self, outcome: GtcbmufError | None) -> Iterator[None]:
+        """That of the first representative that met an error is the group's: raised by all, or by none.
+        Peers have met the same, so it is that of all groups."""
+        note = b"" if outcome is None else _write_error(outcome)
+        ticket = self.groups.intra.post_allgather(np.frombuffer(note, np.uint8))
         yield
         ticket.wait()
-        if note.any():
-            raise _read_error(note.tobytes())
+        for other in ticket.arrays()[: len(self.shards)]:
+            if len(other):
+                raise _read_error(other.tobytes())
+
+    def _broadcast(self) -> Generator[None, None, np.ndarray]:
+        """G, as it travelled, from the leader."""
+        mean = self.filter.room(self._travels) if self.mean is None else self.mean.take()
+        ticket = self.groups.intra.post_broadcast(mean)
+        yield
+        ticket.wait()
+        return mean
+
+    def _gather(self) -> Generator[None, None, np.ndarray]:
+        """G, as it travelled, of the shards that the representatives have."""
+        own = np.empty(0, self._travels) if self.mean is None else self.mean.take()
+        ticket = self.groups.intra.post_allgather(own)
+        yield
+        ticket.wait()
+        return np.concatenate(ticket.arrays())
+
+    @property
+    def _travels(self) -> np.dtype:
+        """What G travels in; uint16 is bfloat16."""
+        return np.dtype(np.uint16 if self.settings.sync_dtype else self.layout.vector_dtype)
+
+    def _state(self, *shared) -> dict[str, Any]:
+        state = super()._state(*shared)
+        if self.sharded:
+            state["shard"] = [self.shard.start, self.shard.stop]
+        return state
+
+
+def split(elements: int, count: int) -> list[slice]:
+    """So many shards of equal length, the first ones longer by 1; none is empty if there are elements."""
+    count = max(1, min(count, elements))
+    ends = [i * (elements // count) + min(i, elements % count) for i in range(count + 1)]
+    return list(map(slice, ends, ends[1:]))
 
 
 def _write_error(error: GtcbmufError) -> bytes:
@@ -149,12 +186,9 @@ def _write_error(error: GtcbmufError) -> bytes:
         arguments = [error.rank, error.bucket, error.index, error.parameter]
     else:
         arguments = [str(error)]
-    text = json.dumps([type(error).__name__, *arguments]).encode()
-    if len(text) > NOTE_BYTES:
-        return _write_error(GtcbmufError(str(error)[: NOTE_BYTES // 8]))
-    return text
+    return json.dumps([type(error).__name__, *arguments]).encode()
 
 
 def _read_error(note: bytes) -> GtcbmufError:
-    kind, *arguments = json.loads(note.rstrip(b"\0"))
+    kind, *arguments = json.loads(note)
     return getattr(errors, kind, GtcbmufError)(*arguments)

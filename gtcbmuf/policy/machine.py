@@ -225,6 +225,11 @@ class Machine(Saved):
         places = zip(self.layout.tensors, self.layout.places)
         return {t.name: taus[bucket] for t, (bucket, _) in places if taus[bucket] is not None}
 
+    @property
+    def shard(self) -> slice | None:
+        """The part of the mean of models that this rank exchanges, if it does; None: there is no mean."""
+        return self._blocks.shard
+
     def _resume(self) -> None:
         if self._gradients is not None:
             self._gradients.resume()

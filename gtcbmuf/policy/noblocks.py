@@ -13,7 +13,7 @@ class NoBlocks:
     """For strategies whose model is the same on all ranks after every step."""
 
     begun = whole_next = ends_next = finalized = False
-    global_params = None
+    global_params = shard = None
     blocks = 0
 
     def begin(self, vector: np.ndarray) -> None:

@@ -7,18 +7,20 @@ from typing import Any
 
 import numpy as np
 
+OF_MEAN = ("error", "mean")
+
 
 def resized(
-    state: Mapping[str, Any], here: Mapping[str, Any], sums: Sequence[np.ndarray | None]
+    state: Mapping[str, Any], here: Mapping[str, Any], sums: Sequence[np.ndarray | None], shard: slice
 ) -> dict[str, Any]:
     """rank 0's state_dict() of another world, as the state of a rank of this one.
 
-    here: Machine.identity() of that rank. sums: for each lane Σ r_i over the ranks i of the other
-    world, float64 [elements]; None for a lane without a residual. Then, float64 [elements + 1], Σ e_i over
-    its K participants in the mean of models, and K; None where block deltas are not rounded.
+    here: Machine.identity() of that rank; shard: Machine.shard, its part of the mean of models. sums: of
+    held_back() over the ranks of the other world.
 
         r_j = float32( Σ_i r_i / M )        on each of the M ranks here
-        e_j = Σ_i e_i / K                   on each participant: the mean of models passes on the same
+        e_j = Σ_i e_i / K                   on each participant, K in the other world: the mean of models
+                                            passes on the same
 
     W, Δ and τ stay; the counters of the running block are 0 (it begins anew at W_start); a
     controller's k̄, which counts what a group sends, goes with the group's size.
@@ -28,16 +30,39 @@ def resized(
         grown = here["group size"] / state["group size"]
         lanes = [
             _lane(lane, total, here["world size"], grown)
-            for lane, total in zip(state["gradients"]["lanes"], sums[:-1], strict=True)
+            for lane, total in zip(state["gradients"]["lanes"], sums[:-2], strict=True)
         ]
         out["gradients"] = {"lanes": lanes, "sequence": None}
     if state["blocks"] is not None:
         out["blocks"] = {**state["blocks"], "steps": 0, "samples": 0}
-        if sums[-1] is not None:
-            mean = state["blocks"]["mean"]
-            error = (sums[-1][:-1] / sums[-1][-1]).astype(mean["error"].dtype)
-            out["blocks"]["mean"] = {**mean, "error": error}
+        if "shard" in state["blocks"]:
+            out["blocks"]["shard"] = [shard.start, shard.stop]
+        for name, total in zip(OF_MEAN, sums[-2:], strict=True):
+            if total is not None:
+                mean = out["blocks"]["mean"]
+                participants = total[-1] / (len(total) - 1)
+                whole = (total[:-1] / participants).astype(mean[name].dtype)
+                out["blocks"]["mean"] = {**mean, name: whole[shard]}
     return out
+
+
+def held_back(state: Mapping[str, Any]) -> list[np.ndarray | None]:
+    """What a rank with this state has yet to pass on, to be summed over ranks: [elements] of each lane the
+    residual r_i; [elements + 1] of the mean of models the rounding error e_i and what is under way, the same
+    for all participants: 0 outside the rank's shard, whose length stands behind. None: there is none."""
+    gradients, blocks = state["gradients"], state["blocks"] or {}
+    lanes = [lane.get("residual") for lane in gradients["lanes"]] if gradients else []
+    mean = blocks.get("mean") or {}
+    return lanes + [_whole(mean.get(name), blocks) for name in OF_MEAN]
+
+
+def _whole(part: np.ndarray | None, blocks: Mapping[str, Any]) -> np.ndarray | None:
+    if part is None:
+        return None
+    whole = np.zeros(len(blocks["global_params"]) + 1)
+    whole[slice(*blocks.get("shard", [len(part)]))] = part
+    whole[-1] = len(part)
+    return whole
 
 
 def _lane(lane: Mapping[str, Any], total, world_size: int, grown: float) -> dict[str, Any]:

@@ -50,15 +50,16 @@ class Exchange(Protocol):
 
 
 class Groups(Protocol):
-    """The exchanges of one rank; inter is None where the rank does not lead its group.
+    """The exchanges of one rank: of all, of its group, and of its peers, the ranks at its place in the
+    other groups (None where some group has no such place).
 
     Hybrid asks for the last two as well: the ranks of each group, its leader first, groups in
-    the order of inter; and which group is this rank's.
+    the order of peers; and which group is this rank's.
     """
 
     world: Exchange
     intra: Exchange
-    inter: Exchange | None
+    peers: Exchange | None
     members: Sequence[Sequence[int]]
     index: int
 

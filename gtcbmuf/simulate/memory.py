@@ -5,7 +5,7 @@ come on top, and so does what a back end needs for one message at a time:
 
     GTC      4 N  residuals                         + 12, of the model, the sum and its copy
     BMUF     4 N  models (12 N at a block's end)    + 12, of W, Δ and W_start
-    Hybrid   4 N  residuals                         + 12 G (20 G at a block's end) + 12
+    Hybrid   4 N  residuals                         + 12 G + 12 (20 G + 16 at a block's end)
     Dense    8 N  gradients and messages            + 4
 
     sync_dtype="bfloat16"   4 more for each participant, of rounding errors
@@ -31,11 +31,13 @@ class Sharing:
 
     def __init__(self):
         self._filter: CommonFilter | None = None
+        self._workers = 0
         self._spares: dict[tuple[int, int], Spare] = {}  # by team and bucket
 
     def join(self, worker: Worker, team: int) -> Worker:
         """The worker, not yet started, sharing with those before it; team: with whom it exchanges
         gradients. To be called for each worker when it has just been made: its own arrays go."""
+        self._workers += 1
         worker.share(lambda lane: self._lane(lane, team), self._make_filter)
         return worker
 
@@ -47,7 +49,7 @@ class Sharing:
 
     def _make_filter(self, settings: BMUF, participants: int, params: np.ndarray) -> CommonFilter:
         if self._filter is None:
-            self._filter = CommonFilter(settings, participants, params)
+            self._filter = CommonFilter(settings, participants, params, self._workers)
         return self._filter
 
 
@@ -83,12 +85,18 @@ class TeamLane(GTCLane):
 
 
 class CommonFilter(BlockFilter):
-    """W, Δ and W_start, which all participants compute alike: the first one's serve all."""
+    """W, Δ and W_start, which all workers compute alike: the first one's serve all."""
 
-    def __init__(self, settings: BMUF, participants: int, params: np.ndarray):
+    def __init__(self, settings: BMUF, participants: int, params: np.ndarray, workers: int):
         super().__init__(settings, participants, params)
-        self._participants, self._calls = participants, 0
+        self._workers, self._calls = workers, 0
         self._start: np.ndarray | None = None  # of the running block, once it was asked for
+        self._room: np.ndarray | None = None  # for G, which all groups receive alike
+
+    def room(self, dtype: np.dtype) -> np.ndarray:
+        if self._room is None:
+            self._room = super().room(dtype)
+        return self._room
 
     def start(self, part: slice) -> np.ndarray:
         if self._start is None:
@@ -96,7 +104,7 @@ class CommonFilter(BlockFilter):
         return self._start[part]
 
     def update(self, block_delta: np.ndarray) -> None:
-        if self._calls % self._participants == 0:
+        if self._calls % self._workers == 0:
             super().update(block_delta)
-            self._start = None
+            self._start = self._room = None
         self._calls += 1

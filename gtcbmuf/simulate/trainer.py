@@ -230,7 +230,7 @@ class Simulation:
         return self._add_traffic(Meter(**asdict(self._meter)), 1)
 
     def _add_traffic(self, meter: Meter, sign: int) -> Meter:
-        ends = (end for g in self.groups for end in (g.world, g.intra, g.inter) if end is not None)
+        ends = (end for g in self.groups for end in (g.world, g.intra, g.peers) if end is not None)
         for traffic in {id(end.traffic): end.traffic for end in ends}.values():
             meter.bytes_sent += sign * traffic.bytes_sent
             meter.elements_sent += sign * traffic.elements_sent

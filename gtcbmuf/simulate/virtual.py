@@ -45,12 +45,13 @@ def virtual_world(
         codec = backends.choose(codec)
     members = form(group_size, range(size), size)
     world = _exchanges(size, codec)
-    inter = _exchanges(len(members), codec)
+    between = [_exchanges(len(members), codec) for _ in range(min(map(len, members)))]
     groups = {}
     for index, ranks in enumerate(members):
-        for i, (rank, intra) in enumerate(zip(ranks, _exchanges(len(ranks), codec))):
-            leads = inter[index] if i == 0 else None
-            groups[rank] = Groups(members, index, world[rank], intra, leads)
+        for place, (rank, intra) in enumerate(zip(ranks, _exchanges(len(ranks), codec))):
+            peers = between[place][index] if place < len(between) else None
+            inter = peers if place == 0 else None
+            groups[rank] = Groups(members, index, world[rank], intra, inter, peers)
     return [groups[rank] for rank in range(size)]
 
 

@@ -17,7 +17,7 @@ import torch
 from gtcbmuf import agreement, checkpoint, runtime
 from gtcbmuf.checkpoint import TREE, Manifest, rank_file, together
 from gtcbmuf.errors import FileError, GtcbmufError, MismatchError
-from gtcbmuf.policy.resize import resized
+from gtcbmuf.policy.resize import held_back, resized
 from gtcbmuf.policy.strategy import describe
 from gtcbmuf.policy.worker import wait_all
 from gtcbmuf.torch import state as states
@@ -236,29 +236,20 @@ def _resize(path: Path, manifest: Manifest, exchange, saved, opt) -> Iterator[No
     tickets = [exchange.post_allreduce(s, mean=False, bucket=i) for i, s in enumerate(sums) if s is not None]
     yield
     wait_all(tickets)
-    worker = resized(states.to_numpy(own["worker"]), opt._worker.identity(), sums)
+    worker = resized(states.to_numpy(own["worker"]), opt._worker.identity(), sums, opt._worker.shard)
     own["worker"] = states.to_torch(worker)
 
 
 def _partial_sums(path: Path, manifest: Manifest, exchange, own) -> list[np.ndarray | None]:
-    sums = [None if rest is None else np.zeros(len(rest)) for rest in _held_back(own)]
+    held = lambda of_rank: held_back(states.to_numpy(of_rank["worker"]))
+    sums = [None if rest is None else np.zeros(len(rest)) for rest in held(own)]
     if any(total is not None for total in sums):
         files = _Files(path, manifest)
         for rank in range(exchange.rank, manifest.world_size, exchange.size):
-            for total, rest in zip(sums, _held_back(files.tree(rank)["optimizer"]["gtcbmuf"]), strict=True):
+            for total, rest in zip(sums, held(files.tree(rank)["optimizer"]["gtcbmuf"]), strict=True):
                 if total is not None and rest is not None:
                     total += rest
     return sums
-
-
-def _held_back(own: dict[str, Any]) -> list[np.ndarray | None]:
-    """What a rank has yet to pass on: each lane's residual; last the rounding error of its block deltas,
-    with a 1 behind it, so that a sum counts the participants."""
-    gradients, blocks = own["worker"]["gradients"], own["worker"]["blocks"]
-    lanes = [] if gradients is None else gradients["lanes"]
-    error = ((blocks or {}).get("mean") or {}).get("error")
-    return [*(lane["residual"].numpy() if "residual" in lane else None for lane in lanes),
-            None if error is None else np.append(error.numpy(), 1.0)]  # fmt: skip
 
 
 def _apply(saved, model, opt, exact: bool) -> None:

@@ -193,7 +193,7 @@ static void finish(gtcb_op **ops, int count)
 static void work(double seconds) { if (seconds > 0) smpi_execute(seconds); }
 
 static gtcb_exchange *world, *group, *leaders;      /* leaders: NULL on ranks that do not lead */
-static float *model, *update;
+static float *model;
 static uint8_t *message;
 
 static bool is(const char *method) { return strcmp(job.method, method) == 0; }
@@ -223,24 +223,22 @@ static void average_gradients(void)
 
 static void end_block(void)
 {
-    gtcb_op *ops[2];
+    gtcb_op *op;
     int64_t row[3] = {0};
-    CHECK(gtcb_post_allgather(world, GTCB_BYTES, row, sizeof row, 0, &ops[0]) == GTCB_OK);
-    finish(ops, 1);
+    CHECK(gtcb_post_allgather(world, GTCB_BYTES, row, sizeof row, 0, &op) == GTCB_OK);
+    finish(&op, 1);
     gtcb_exchange *participants = is("BMUF") ? world : leaders;
     if (participants) {
-        CHECK(gtcb_post_allreduce(participants, GTCB_FLOAT32, model, (uint64_t)job.elements, 1, true, 0, &ops[0]) == GTCB_OK);
-        finish(ops, 1);
+        CHECK(gtcb_post_allreduce(participants, GTCB_FLOAT32, model, (uint64_t)job.elements, 1, true, 0, &op) == GTCB_OK);
+        finish(&op, 1);
         work(job.elements / job.reduce);
     }
     if (is("BMUF"))
         return;
-    static uint8_t note[1024];
-    CHECK(gtcb_post_broadcast(group, GTCB_BYTES, note, sizeof note, 0, 0, &ops[0]) == GTCB_OK);
-    finish(ops, 1);
-    CHECK(gtcb_post_broadcast(group, GTCB_FLOAT32, model, (uint64_t)job.elements, 0, 0, &ops[0]) == GTCB_OK);
-    CHECK(gtcb_post_broadcast(group, GTCB_FLOAT32, update, (uint64_t)job.elements, 0, 1, &ops[1]) == GTCB_OK);
-    finish(ops, 2);
+    CHECK(gtcb_post_allgather(group, GTCB_BYTES, row, 0, 0, &op) == GTCB_OK);     /* no error to tell of */
+    finish(&op, 1);
+    CHECK(gtcb_post_broadcast(group, GTCB_FLOAT32, model, (uint64_t)job.elements, 0, 0, &op) == GTCB_OK);
+    finish(&op, 1);
 }
 
 static double block_of_steps(void)
@@ -296,7 +294,6 @@ int main(int count, char **words)
     group = open_exchange(own, rank / job.group * job.group, 1);
     leaders = lead == MPI_COMM_NULL ? NULL : open_exchange(lead, 0, job.group);
     model = calloc((size_t)job.elements, sizeof *model);
-    update = is("hybrid") ? calloc((size_t)job.elements, sizeof *update) : NULL;
     message = calloc((size_t)job.body + 1, 1);
     MPI_Barrier(MPI_COMM_WORLD);
     for (int b = 0; b < job.warm_up; b++)

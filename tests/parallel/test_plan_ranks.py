@@ -11,7 +11,7 @@ from gtcbmuf.cli import main
 from gtcbmuf.errors import GtcbmufError
 from gtcbmuf.plan import exchanges, inputs, measure
 from gtcbmuf.plan.exchanges import Team
-from gtcbmuf.plan.model import FINITE_BYTES, MEET_BYTES, NOTE_BYTES
+from gtcbmuf.plan.model import FINITE_BYTES, MEET_BYTES
 from gtcbmuf.plan.network import Link, Network
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 
@@ -99,8 +99,8 @@ def test_strategies(comm, team):
     assert bytes_of_a_block(comm, late) == pytest.approx(meet + finite + half, rel=1e-6)
 
     hybrid = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups="world")
-    block = meet + exchanges.broadcast(NETWORK, team, NOTE_BYTES).sent
-    block += 2 * exchanges.broadcast(NETWORK, team, 4 * ELEMENTS).sent
+    block = meet + exchanges.allgather(NETWORK, team, 0).sent
+    block += exchanges.broadcast(NETWORK, team, 4 * ELEMENTS).sent
     assert bytes_of_a_block(comm, hybrid) == pytest.approx(PERIOD * gtc + block, rel=0.02)
 
     apart = Hybrid(GTC(threshold=1.0), BMUF(PERIOD), groups=1)

@@ -63,6 +63,13 @@ def test_groups_have_exchanges(comm, spec):
         assert total(groups.inter, comm.rank) == [sum(groups.leaders)] * 3
     else:
         assert groups.inter is None
+    place = members.index(comm.rank)
+    if place < min(map(len, groups.members)):
+        peers = [group[place] for group in groups.members]
+        assert (groups.peers.rank, groups.peers.size) == (groups.index, len(peers))
+        assert total(groups.peers, comm.rank) == [sum(peers)] * 3
+    else:
+        assert groups.peers is None
     assert runtime.groups(spec) is groups
     assert runtime.groups(groups.members) is groups
 
@@ -129,6 +136,6 @@ def test_messages_left_unread_reach_no_later_communicator(comm):
         comm.Barrier()
         runtime.init()
         groups = runtime.groups(max(1, comm.size // 2))
-        for exchange in (groups.world, groups.intra, groups.inter):
+        for exchange in (groups.world, groups.intra, groups.peers):
             if exchange is not None:
                 assert total(exchange, 1) == [exchange.size] * 3

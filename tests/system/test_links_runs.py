@@ -62,6 +62,20 @@ def test_beside_peers(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make hosts of network namespaces")
+@pytest.mark.skipif(not (shutil.which("ip") and shutil.which("tc")), reason="needs ip and tc")
+def test_ends_of_blocks(tmp_path):
+    """Groups of two over four hosts: a leader sends the whole model twice, who shares it half of that."""
+    file, elements = tmp_path / "blocks.json", 400_000
+    run(SCRIPTS / "bench.py", "blocks", "--rates", "1gbit", "--per-host", 1, "--elements", elements, "--rounds", 1,
+        "--block-ms", 20, "--save", file)  # fmt: skip
+    ((record,),) = (r["records"] for r in json.loads(file.read_text())["runs"])
+    for form, (first,) in record["forms"].items():
+        expected = 8 * elements / (1 + ("sharded" in form)) / (1 + ("bfloat16" in form))
+        assert expected < first["card_bytes"] < 1.2 * expected + 20_000, form
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("smpirun") is None, reason="needs SimGrid's smpirun")
 def test_measured_runs_simulated(tmp_path):
     """Of a file of scripts/compare_links; what was not simulated stays as it is."""

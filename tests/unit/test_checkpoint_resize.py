@@ -102,6 +102,27 @@ def test_rounding_errors_pass_on_the_same_to_the_mean_of_models(tmp_path, member
     assert np.isfinite(path).all()
 
 
+@pytest.mark.parametrize("members, other, options", [
+    ([[0, 1], [2, 3]], [[0, 1], [2]], {"sync_dtype": "bfloat16"}),
+    ([[0, 1], [2]], [[0, 1, 2], [3, 4, 5]], {"sync_dtype": "bfloat16", "sync_overlap": True}),
+    ([[0, 1, 2], [3, 4]], [[0, 3], [1, 2]], {"sync_overlap": True})])  # fmt: skip
+def test_shards_of_another_world_are_those_of_its_leaders(tmp_path, members, other, options):
+    """What representatives hold is put together, and shared out again: in all, what leaders would have."""
+    worlds = {}
+    for form in "leader", "sharded":
+        strategy = hvd.Hybrid(hvd.GTC(**NO_DENSE), hvd.BMUF(sync_period=3, **options), representatives=form)
+        nets, others = moved(tmp_path / form, strategy, members, other, steps=4)
+        worlds[form] = [(opt._worker.state()["blocks"], opt._worker.shard) for _, opt in others]
+    whole = worlds["leader"][0][0]["mean"]
+    assert len({shard.start for _, shard in worlds["sharded"]}) == min(map(len, other))
+    for blocks, shard in worlds["sharded"]:
+        for name, array in whole.items():
+            if blocks["mean"] is not None and array is not None:
+                assert np.abs(array).max() > 0
+                assert np.array_equal(blocks["mean"][name], array[shard])
+    assert np.isfinite(train_virtual(others, 5, first=4)).all()
+
+
 def test_momentum_of_a_bmuf_that_follows_the_number_of_ranks(tmp_path):
     """η = 1 - 1/N is of the new N; W_start with it."""
     strategy = hvd.BMUF(sync_period=3)

@@ -68,7 +68,7 @@ def test_every_rank_is_in_one_group_and_the_lowest_leads(hosts, data):
 
 
 def test_leaders():
-    assert Groups([[0, 2], [1], [3, 4]], 0, None, None, None).leaders == [0, 1, 3]
+    assert Groups([[0, 2], [1], [3, 4]], 0, None, None, None, None).leaders == [0, 1, 3]
 
 
 def test_groups_are_described_for_people():

@@ -22,10 +22,12 @@ def test_a_table_has_a_row_for_each_power_of_2_and_the_last_number():
 
 
 def test_the_best_hybrid_is_the_largest_group_with_the_shortest_block_near_the_fastest():
-    best = advise.best_hybrid(JOB, TEN, 50)
-    every = [hybrid(JOB, TEN, group, period)
-             for group in (2, 4, 8, 16, 32) for period in (1, 2, 5, 10, 25, 50)]  # fmt: skip
-    near = 1.05 * min(p.step for p in every)
+    row = advise.table(JOB, TEN)[-1]
+    best, periods = row.hybrid, (1, 2, 5, 10, 25, 50)
+    every = [hybrid(JOB, TEN, group, period) for group in (2, 4, 8, 16, 32) for period in periods]
+    others = [row.dense, row.gtc, *(bmuf(JOB, TEN, period) for period in periods)]
+    near = 1.05 * min(p.step for p in (*every, *others))  # of all methods
+    assert near < 1.05 * min(p.step for p in every)  # the data tell the two apart
     assert best.step <= near
     assert not any(p.step <= near and p.group > best.group for p in every)
     assert not any(p.step <= near and p.group == best.group and p.period < best.period
@@ -33,7 +35,7 @@ def test_the_best_hybrid_is_the_largest_group_with_the_shortest_block_near_the_f
 
 
 def test_the_best_bmuf_is_the_shortest_block_near_the_fastest():
-    best = advise.best_bmuf(JOB, TEN, 50)
+    best = advise.table(JOB, TEN)[-1].bmuf
     near = 1.05 * bmuf(JOB, TEN, 50).step
     assert (
         best.step
@@ -50,7 +52,12 @@ def test_a_group_may_be_fixed_and_holds_where_it_fits():
 
 
 def test_numbers_without_equal_groups_have_one_group():
-    assert advise.best_hybrid(replace(JOB, workers=11), TEN, 50).group == 11
+    assert advise.table(replace(JOB, workers=11), TEN)[-1].hybrid.group == 11
+
+
+def test_a_method_that_is_slower_at_best_has_its_own_near_settings():
+    row = advise.table(replace(JOB, workers=8), Network(Link(1.25e7, 5e-5)), 4)[-1]
+    assert row.bmuf.step > 1.05 * row.gtc.step and row.bmuf.period == 4
 
 
 def verdict(network, **change):

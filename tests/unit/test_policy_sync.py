@@ -144,6 +144,16 @@ def test_half_the_bytes():
     assert bodies["model"] == 4 * 3 * (2 * 4 * 778 // 4) and bodies["bfloat16"] == bodies["model"] / 2
 
 
+@pytest.mark.parametrize("options, bytes_each", [({}, 4), (ROUNDED, 2)])
+def test_a_group_receives_nothing_but_the_mean(options, bytes_each):
+    """Beside headers; of a broadcast VirtualTicket.bytes_sent counts a shard to each of the others."""
+    team = Team(Hybrid(CODE, BMUF(sync_period=1, **options)), 6, group_size=3, start=START).start()
+    before = team.groups[0].intra.traffic.bytes_sent
+    team.after_update()
+    headers, mean = 2 * 3 * 2 * 64, 2 * (bytes_each * 778 // 3)
+    assert team.groups[0].intra.traffic.bytes_sent - before == headers + mean
+
+
 # -- overlap ------------------------------------------------------------------------------------------
 
 

@@ -193,6 +193,10 @@ def test_groups_have_their_own_exchanges():
         (0, 0, 2), (0, 1, 2), (1, 0, 2), (1, 1, 2), (2, 0, 1)]  # fmt: skip
     assert [g.inter and (g.inter.rank, g.inter.size) for g in groups] == [
         (0, 3), None, (1, 3), None, (2, 3)]  # fmt: skip
+    assert [g.peers is g.inter for g in groups] == [True] * 5  # the last group has no second place
+    groups_of_lists = virtual_world(5, [[0, 4], [1, 2, 3]])
+    assert [g.peers and (g.peers.rank, g.peers.size) for g in groups_of_lists] == [
+        (0, 2), (1, 2), (1, 2), None, (0, 2)]  # fmt: skip
     assert [(g.world.rank, g.world.size) for g in groups] == [(r, 5) for r in range(5)]
     ticket = groups[2].intra.post_allreduce(np.ones(1, np.float32))
     groups[3].intra.post_allreduce(np.ones(1, np.float32))
