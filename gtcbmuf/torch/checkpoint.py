@@ -17,7 +17,7 @@ import torch
 from gtcbmuf import agreement, checkpoint, runtime
 from gtcbmuf.checkpoint import TREE, Manifest, rank_file, together
 from gtcbmuf.errors import FileError, GtcbmufError, MismatchError
-from gtcbmuf.policy.resize import resized
+from gtcbmuf.policy.resize import held_back, resized
 from gtcbmuf.policy.strategy import describe
 from gtcbmuf.policy.worker import wait_all
 from gtcbmuf.torch import state as states
@@ -232,7 +232,7 @@ def _resize(path: Path, manifest: Manifest, exchange, saved, opt) -> Iterator[No
     tickets = [exchange.post_allreduce(s, mean=False, bucket=i) for i, s in enumerate(sums) if s is not None]
     yield
     wait_all(tickets)
-    worker = resized(states.to_numpy(own["worker"]), opt._worker.identity(), sums)
+    worker = resized(states.to_numpy(own["worker"]), opt._worker.state(), sums)
     own["worker"] = states.to_torch(worker)
 
 
@@ -248,12 +248,12 @@ def _partial_sums(path: Path, manifest: Manifest, exchange, own) -> list[np.ndar
 
 
 def _held_back(own: dict[str, Any]) -> list[np.ndarray | None]:
-    """What a rank has yet to pass on: each lane's residual; last the rounding error of its block deltas,
+    """What a rank has yet to pass on: each lane's residuals; last the rounding error of its block deltas,
     with a 1 behind it, so that a sum counts the participants."""
     gradients, blocks = own["worker"]["gradients"], own["worker"]["blocks"]
-    lanes = [] if gradients is None else gradients["lanes"]
+    lanes = [] if gradients is None else states.to_numpy(gradients["lanes"])
     error = ((blocks or {}).get("mean") or {}).get("error")
-    return [*(lane["residual"].numpy() if "residual" in lane else None for lane in lanes),
+    return [*map(held_back, lanes),
             None if error is None else np.append(error.numpy(), 1.0)]  # fmt: skip
 
 

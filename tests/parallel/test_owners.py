@@ -175,7 +175,7 @@ def test_a_damaged_body_is_found_and_ends_the_exchange_everywhere(comm, either, 
     if comm.rank == 1:
         assert isinstance(raised.value, MessageError) and "checksum" in str(raised.value)
     elif not (of == "result" and either.in_ring):  # where rank 1 passes it on
-        assert isinstance(raised.value, ExchangeClosedError) and "rank 1 gave up" in str(raised.value)
+        assert isinstance(raised.value, ExchangeClosedError) and "gave up" in str(raised.value)
     with pytest.raises(ExchangeClosedError):
         post(either, mine)
     assert time.monotonic() - begin < 15
