@@ -94,9 +94,13 @@ def test_each_shard_has_its_share_of_a_cap_and_moves_its_window(either, max_sent
         check_owners(either, 1, 3000, threshold=0.5, max_sent=max_sent, step=step)
 
 
+def test_long_messages_take_turns(threaded):
+    check_owners(threaded, 0, 270_001 * threaded.size, threshold=0.5)
+
+
 @pytest.mark.slow
 def test_shards_of_more_than_a_million_elements(threaded):
-    check_owners(threaded, 0, 1_200_003 * threaded.size, threshold=2.0)
+    check_owners(threaded, 0, 1_200_003 * threaded.size, threshold=0.5)
 
 
 def post(exchange, mine, bucket=0, tau=0.5):
