@@ -60,7 +60,7 @@ class Operation:
     def bytes_sent(self, rank: int) -> int:
         peers, post = self.size - 1, self.posts[rank]
         if post.name == "post_owners":
-            return owners.bytes_sent(rank, self.posts, self.results)
+            return owners.bytes_sent(rank, self.posts, self.headers[rank].sent, self.results)
         if post.name in ("post_encode", "post_allgather"):
             return peers * len(post.message)
         body = len(post.message) - HEADER_BYTES

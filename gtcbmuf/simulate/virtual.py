@@ -93,14 +93,14 @@ class VirtualExchange:
         self, bucket, segments, residual_in, residual_out, threshold, second_in, second_out,
         second_threshold, *, max_sent=None, dtype=None,
     ) -> VirtualTicket:  # fmt: skip
-        messages = owners.encode(
+        messages, parts = owners.encode(
             self._channel.codec, self.size, list(segments), residual_in, residual_out, threshold,
             max_sent=max_sent, sequence=self._sequence, bucket=_checked(bucket), sender=self.rank,
             dtype=dtype,
         )  # fmt: skip
         return self._post(
             owners.OwnersPost(
-                "post_owners", bucket, messages, elements=len(residual_in), max_sent=max_sent,
+                "post_owners", bucket, messages, parts=parts, max_sent=max_sent,
                 second=(second_in, second_out, second_threshold),
             )  # fmt: skip
         )
@@ -155,7 +155,7 @@ class VirtualTicket:
 
     @property
     def bytes_sent(self) -> int:
-        """What this rank would have sent to the others; of sums and broadcasts about that."""
+        """What this rank would have sent to the others; of sums, broadcasts and what goes to owners about that."""
         return self._operation.bytes_sent(self._rank)
 
     def decode_add(self, dense: np.ndarray) -> None:
