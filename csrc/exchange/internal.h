@@ -238,6 +238,11 @@ gtcb_status gtcb_ring_begin(gtcb_op *op);
 void gtcb_ring_pass_on(gtcb_op *op);
 bool gtcb_ring_mark_late(gtcb_op *op);
 
+/* shards.c. The message of shard i; the job has segments, residuals and threshold */
+gtcb_status gtcb_encode_shard(gtcb_op *op, uint32_t i, gtcb_encode_job *job, uint8_t *message, size_t capacity, gtcb_header *out);
+/* Those of all shards, every `stride` bytes in op->own. Adds up what is sent; at a NaN it announces its index and stops. */
+gtcb_status gtcb_encode_shards(gtcb_op *op, size_t stride, gtcb_header *announced);
+
 /* owners.c: dense += the results of all shards */
 gtcb_status gtcb_owners_add(gtcb_op *op, float *dense);
 

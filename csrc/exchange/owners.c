@@ -24,74 +24,6 @@ static uint8_t *slot_of(gtcb_op *op, uint32_t rank) { return op->bodies.data + r
 static float *sum_of(gtcb_op *op) { return (float *)slot_of(op, op->exchange->size); }
 static size_t body_bytes(const uint8_t *message) { return gtcb_get64(message + 24); }
 
-static uint64_t share(uint64_t max_sent, const gtcb_op *op, uint32_t i)
-{
-    uint64_t part = gtcb_shard_of(max_sent, op->exchange->size, i).count;
-    return max_sent == GTCB_NO_CAP ? GTCB_NO_CAP : part ? part : 1;      /* what is never sent would pile up */
-}
-
-/* -- encode --------------------------------------------------------------------------------------------- */
-
-static gtcb_status encode(gtcb_op *op, gtcb_encode_job *job, uint8_t *message, gtcb_header *out)
-{
-    gtcb_engine *engine = op->exchange->engine;
-    size_t bytes;
-    if (gtcb_buffer_need(&engine->scratch, sizeof(uint32_t) * gtcb_scratch_words(job->elements)))
-        return GTCB_NO_MEMORY;
-    job->scratch = (uint32_t *)engine->scratch.data;
-    job->sequence = op->sequence;
-    job->bucket = op->bucket;
-    job->sender = op->exchange->rank;
-    gtcb_status status = gtcb_encode(engine->settings.variant, job, gtcb_pool_executor(engine->pool), message, stride(op), &bytes);
-    return status ? status : gtcb_read_header(message, out);
-}
-
-/* The gradients of a shard: segments from `at` on, into `out`; where the next shard's begin. */
-typedef struct place { size_t segment, offset; } place;
-
-static place cut(const gtcb_op *op, place at, uint64_t count, gtcb_segment *out, size_t *out_count)
-{
-    static const size_t bytes_of[] = {[GTCB_F32] = 4, [GTCB_BF16] = 2, [GTCB_F16] = 2, [GTCB_F64] = 8};
-    const gtcb_segment *segments = (const gtcb_segment *)op->segments.data;
-    for (*out_count = 0; count > 0;) {
-        const gtcb_segment *s = &segments[at.segment];
-        uint64_t left = s->count - at.offset, taken = left < count ? left : count;
-        if (taken)
-            out[(*out_count)++] = (gtcb_segment){(const uint8_t *)s->data + at.offset * bytes_of[op->job.dtype], taken};
-        count -= taken;
-        at = taken < left ? (place){at.segment, at.offset + taken} : (place){at.segment + 1, 0};
-    }
-    return at;
-}
-
-/* Of shard after shard. Stops at a NaN, whose index in the bucket is announced. */
-static gtcb_status encode_shards(gtcb_op *op, gtcb_segment *cuts, gtcb_header *announced)
-{
-    place at = {0, 0};
-    for (uint32_t i = 0; i < op->exchange->size && shard(op, i).count; i++) {
-        gtcb_shard part = shard(op, i);
-        gtcb_encode_job job = op->job;
-        gtcb_header h;
-        at = cut(op, at, part.count, cuts, &job.segment_count);
-        job.segments = cuts;
-        job.elements = part.count;
-        job.residual_in += part.first;
-        job.residual_out += part.first;
-        job.max_sent = share(op->job.max_sent, op, i);
-        gtcb_status status = encode(op, &job, own_message(op, i), &h);
-        if (status)
-            return status;
-        if (h.flags & GTCB_FLAG_NON_FINITE) {
-            announced->flags = GTCB_FLAG_NON_FINITE;
-            announced->sent = part.first + h.sent;
-            announced->body_bytes = 0;
-            return GTCB_OK;
-        }
-        announced->sent += h.sent;
-    }
-    return GTCB_OK;
-}
-
 static gtcb_status prepare(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
@@ -99,15 +31,11 @@ static gtcb_status prepare(gtcb_op *op)
     gtcb_header announced = {.kind = GTCB_RAW, .element = GTCB_FLOAT32, .elements = op->elements, .body_bytes = 4 * op->elements,
                              .sequence = op->sequence, .bucket = gtcb_pack_bucket(GTCB_OWNERS, GTCB_QUANTA, op->bucket),
                              .sender = x->rank};
-    gtcb_segment *cuts = malloc((op->job.segment_count + 1) * sizeof *cuts);
-    if (!cuts || gtcb_buffer_need(&op->own, x->size * stride(op)) ||
-        gtcb_buffer_need(&op->bodies, x->size * stride(op) + sizeof(float) * own_shard(op).count)) {
-        free(cuts);
+    if (gtcb_buffer_need(&op->own, x->size * stride(op)) ||
+        gtcb_buffer_need(&op->bodies, x->size * stride(op) + sizeof(float) * own_shard(op).count))
         return GTCB_NO_MEMORY;
-    }
     double begin = engine->settings.now();
-    gtcb_status status = encode_shards(op, cuts, &announced);
-    free(cuts);
+    gtcb_status status = gtcb_encode_shards(op, stride(op), &announced);
     gtcb_write_header(&announced, op->announcement);
     pthread_mutex_lock(&engine->lock);
     x->counters.encode_seconds += engine->settings.now() - begin;
@@ -220,10 +148,8 @@ static gtcb_status add_up(gtcb_op *op)
     job.segments = &sum;
     job.segment_count = 1;
     job.dtype = GTCB_F32;
-    job.elements = count;
-    job.max_sent = share(op->job.max_sent, op, x->rank);
     if (!status)
-        status = encode(op, &job, slot_of(op, x->rank), &h);
+        status = gtcb_encode_shard(op, x->rank, &job, slot_of(op, x->rank), stride(op), &h);
     pthread_mutex_lock(&engine->lock);
     x->counters.decode_seconds += engine->settings.now() - begin_time;
     pthread_mutex_unlock(&engine->lock);

@@ -178,7 +178,7 @@ def test_a_damaged_body_is_found_and_ends_the_exchange_everywhere(comm, either, 
         post(either, mine).wait(20)  # of a result that was sound elsewhere they hear now
     if comm.rank == 1:
         assert isinstance(raised.value, MessageError) and "checksum" in str(raised.value)
-    elif not (of == "result" and either.in_ring):  # where rank 1 passes it on
+    elif not (of == "result" and either.passed_on):  # where rank 1 passes it on
         assert isinstance(raised.value, ExchangeClosedError) and "gave up" in str(raised.value)
     with pytest.raises(ExchangeClosedError):
         post(either, mine)
