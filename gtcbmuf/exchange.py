@@ -156,15 +156,21 @@ class MpiExchange:
     ) -> Ticket:  # fmt: skip
         """Make the message of a bucket and send it to all; see docs/layers.md."""
         segments, dtype = _segments(segments, dtype)
-        if max_sent is not None and max_sent < 1:
-            raise ValueError(f"max_sent is {max_sent}; it must be at least 1, or None for no cap")
-        with np.errstate(over="ignore"):
-            single = np.float32(threshold)
-        if not 0 < single < np.inf:
-            raise ValueError(f"threshold is {threshold!r}; as a float32 it must be finite and > 0")
         return self._post(
             "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            float(single), max_sent,
+            _threshold(threshold), _cap(max_sent),
+        )  # fmt: skip
+
+    def post_owners(
+        self, bucket, segments: Sequence, residual_in, residual_out, threshold, second_in,
+        second_out, second_threshold, *, max_sent=None, dtype=None,
+    ) -> Ticket:  # fmt: skip
+        """As post_encode, by way of the owners of shards; see docs/layers.md."""
+        segments, dtype = _segments(segments, dtype)
+        return self._post(
+            "post_owners", _bucket(bucket), segments, dtype, residual_in, residual_out,
+            _threshold(threshold), second_in, second_out, _threshold(second_threshold),
+            _cap(max_sent),
         )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:
@@ -283,7 +289,8 @@ class Ticket:
         return self._core.times
 
     def decode_add(self, dense) -> None:
-        """post_encode: dense += every rank's quanta, in rank order. The message stays as it is."""
+        """post_encode: dense += every rank's quanta, in rank order; post_owners: += every shard's result.
+        The messages stay as they are."""
         self._core.decode_add(dense)
 
     def arrays(self) -> list[np.ndarray]:
@@ -310,6 +317,20 @@ def _segments(segments, dtype):
     if dtype == "bfloat16":  # NumPy has no such type: its bits, as uint16
         segments = [s.view(np.uint16) if isinstance(s, np.ndarray) else s for s in segments]
     return segments, dtype
+
+
+def _threshold(value) -> float:
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
+    if not 0 < single < np.inf:
+        raise ValueError(f"threshold is {value!r}; as a float32 it must be finite and > 0")
+    return float(single)
+
+
+def _cap(max_sent: int | None) -> int | None:
+    if max_sent is not None and max_sent < 1:
+        raise ValueError(f"max_sent is {max_sent}; it must be at least 1, or None for no cap")
+    return max_sent
 
 
 def _bucket(bucket) -> int:

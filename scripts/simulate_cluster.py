@@ -52,7 +52,7 @@ def parse(argv=None):
     add("--period", type=int, default=10, help="steps in a block of BMUF and hybrid (10)")
     add("--warm-up", type=int, default=1, help="blocks before the one that is counted (1)")
     add("--group", type=int, help="workers in a group of the hybrid (a host)")
-    add("--methods", default=",".join(model.METHODS))
+    add("--methods", default=",".join(model.METHODS), help=f"of {', '.join(model.METHODS)}, GTC owners (all but the last)")
     add("--inputs", type=Path, help="a file of gtcbmuf bench --save: rates, and links within a host (assumed)")
     add("--links", type=Path, help="simulate what is in this file of scripts/compare_links --save, and nothing else")
     add("--save", type=Path, help="write the results here")
@@ -82,13 +82,13 @@ def simulate(
 
     What exchanges at every step has blocks of one.
     """
-    if method in ("dense", "GTC"):
+    if method in ("dense", "GTC", "GTC owners"):
         period = 1
     platform, hostfile = program.with_name("platform.xml"), program.with_name("hostfile")
     cluster.write(platform, hostfile)
     each, rates = job.elements / job.buckets, cluster.network.rates
     body = expected_body(each, job.density * each)
-    words = [method, job.elements, job.buckets, int(body), job.step_seconds, period, group, warm_up, rates.encode,
+    words = [method.removeprefix("GTC "), job.elements, job.buckets, round(job.density * each), int(body), job.step_seconds, period, group, warm_up, rates.encode,
              job.density * each / rates.decode, rates.reduce, cluster.per_host, RING_BYTES]  # fmt: skip
     line = ["smpirun", "-np", str(cluster.workers), "-hostfile", str(hostfile), "-platform", str(platform),
             *(f"--cfg={setting}" for setting in EXACT), "--log=root.thres:critical", str(program)]  # fmt: skip
@@ -106,6 +106,7 @@ def predict(
     cluster: Cluster, job: model.Job, method: str, group: int, period: int
 ) -> model.Prediction:
     make = {"dense": lambda: model.dense(job, cluster.network), "GTC": lambda: model.gtc(job, cluster.network),
+            "GTC owners": lambda: model.gtc_owners(job, cluster.network),
             "BMUF": lambda: model.bmuf(job, cluster.network, period),
             "hybrid": lambda: model.hybrid(job, cluster.network, group, period)}  # fmt: skip
     return make[method]()

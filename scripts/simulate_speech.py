@@ -33,6 +33,7 @@ def parse(argv=None):
     add("--workers", type=int, help="virtual workers (32; of strategy one: 1)")
     add("--group-size", type=int, help="hybrid: workers in a group (16)")
     add("--threshold", type=float, help="τ of GTC and hybrid (0.02)")
+    add("--exchange", choices=("owners",), help="GTC and hybrid: by way of owners of shards (to all)")
     add("--sync-period", type=int, help="BMUF and hybrid: steps in a block (5)")
     add("--block-momentum", type=float, help="BMUF and hybrid: η (1 - 1/participants)")
     add("--block-lr", type=float, help="BMUF and hybrid: ζ (1)")
@@ -63,6 +64,7 @@ def parse(argv=None):
 
 # What a knob is if it is not given, and the strategies that have it.
 KNOBS = {"group_size": (16, ("hybrid",)), "threshold": (0.02, ("gtc", "hybrid")),
+         "exchange": (None, ("gtc", "hybrid")),
          "sync_period": (5, ("bmuf", "hybrid")), "block_momentum": (None, ("bmuf", "hybrid")),
          "sync_dtype": (None, ("bmuf", "hybrid")), "sync_overlap": (None, ("bmuf", "hybrid")),
          "block_lr": (1.0, ("bmuf", "hybrid")), "residuals": ("keep", ("hybrid",))}  # fmt: skip
@@ -87,7 +89,7 @@ def make_strategy(options):
     block = lambda: BMUF(sync_period=options.sync_period, block_momentum=options.block_momentum,
                          block_lr=options.block_lr, nesterov=not options.classical,
                          sync_dtype=options.sync_dtype, sync_overlap=bool(options.sync_overlap))  # fmt: skip
-    gtc = lambda: GTC(threshold=options.threshold)
+    gtc = lambda: GTC(threshold=options.threshold, exchange=options.exchange or "all")
     make = {"one": Dense, "dense": Dense, "gtc": gtc, "bmuf": block,
             "hybrid": lambda: Hybrid(gtc(), block(), options.group_size, options.residuals)}  # fmt: skip
     return make[options.strategy]()

@@ -153,6 +153,12 @@ def allgather(cluster, ranks, starts, body):
     return Rounds(cluster, ranks, starts, [headers, [body] * len(ranks) if around else bodies])
 
 
+def owners(cluster, ranks, starts, part, result):
+    around = goes_around(cluster, ranks, result)
+    results = [result] * len(ranks) if around else lambda s, t: [result]
+    return Rounds(cluster, ranks, starts, [headers, lambda s, t: [HEADER, part], headers, results])
+
+
 def allreduce(cluster, ranks, starts, elements):
     size = len(ranks)
     if 4 * elements <= SHORT:

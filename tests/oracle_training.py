@@ -40,6 +40,31 @@ def gtc_group_step(gradients, residuals, threshold, *, average=True):
     return (summed / F(len(gradients)) if average else summed), new_residuals
 
 
+def owners_group_step(gradients, residuals, second, threshold, second_threshold, *, average=True):
+    """One step by way of owners: what they make of the sum of q does not depend on who owns what.
+
+    t = second residual + sum; q(t) at the second threshold; second residual = t - q. Returns (gradient that
+    the optimizer sees, new residuals, new second residual).
+    """
+    summed, new_residuals = gtc_group_step(gradients, residuals, threshold, average=False)
+    t = second + summed
+    q = quantise(t, second_threshold)
+    return (q / F(len(gradients)) if average else q), new_residuals, t - q
+
+
+def owners_run(params, gradient, update, *, workers, steps, threshold, second_threshold, average=True):
+    """As gtc_run; returns (params after each step, residuals, second residual)."""
+    residuals, second, path = [np.zeros_like(params)] * workers, np.zeros_like(params), []
+    for step in range(steps):
+        gradients = [gradient(rank, step, params) for rank in range(workers)]
+        seen, residuals, second = owners_group_step(
+            gradients, residuals, second, threshold, second_threshold, average=average
+        )
+        params = update(0, step, params, seen)
+        path.append(params)
+    return path, residuals, second
+
+
 def gtc_run(params, gradient, update, *, workers, steps, threshold, average=True):
     """GTC over all workers. Returns (params after each step, residuals at the end).
 

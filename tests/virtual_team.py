@@ -115,6 +115,16 @@ class Team:
         lanes = self.workers[rank].state_dict()["gradients"]["lanes"]
         return self.flat(lambda b: lanes[b]["residual"])
 
+    def second_residual(self):
+        """Of all owners, each where its shards are; 0 where nobody owns anything."""
+        vectors = [np.zeros(b.elements, np.float32) for b in self.layout.buckets]
+        for state in self.states():
+            for vector, lane in zip(vectors, state["gradients"]["lanes"]):
+                if "second" in lane:
+                    first, residual = lane["second"]["first"], lane["second"]["residual"]
+                    vector[first : first + len(residual)] = residual
+        return self.flat(lambda b: vectors[b])
+
 
 def same(a, b):
     """Equal to the bit, through dicts, lists and arrays."""

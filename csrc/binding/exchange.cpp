@@ -164,30 +164,63 @@ static Ticket ticket(nb::handle_t<Exchange> self, gtcb_status status, Flight &&f
     return Ticket(nb::borrow(self), std::move(flight));
 }
 
+// A job whose residuals are kept apart, for a step may be refused.
+static void set_residuals(gtcb_encode_job &job, Flight &flight, const ReadArray &in, const WriteArray &out, float threshold,
+                          const std::string &name)
+{
+    job.residual_in = residual_pointer(in, job.elements, (name + "_in").c_str());
+    job.residual_out = residual_pointer(out, job.elements, (name + "_out").c_str());
+    if (job.residual_in == job.residual_out && job.elements)
+        throw nb::value_error((name + "_in and " + name + "_out are the same array; a step that is refused needs them apart").c_str());
+    job.threshold = threshold;
+    flight.read.push_back(in);
+    flight.write.push_back(out);
+}
+
+// `segments` must live as long as the job.
+static gtcb_encode_job job_of(uint32_t bucket, nb::handle segment_list, const std::string &dtype_name, const ReadArray &residual_in,
+                              const WriteArray &residual_out, float threshold, nb::object max_sent, Flight &flight,
+                              std::vector<gtcb_segment> &segments)
+{
+    gtcb_encode_job job = {};
+    job.dtype = dtype_named(dtype_name);
+    flight.read = read_arrays(segment_list, "segments");
+    segments = segments_of(flight.read, job.dtype);
+    job.segments = segments.data();
+    job.segment_count = segments.size();
+    job.elements = total(segments);
+    set_residuals(job, flight, residual_in, residual_out, threshold, "residual");
+    check_overlaps(segments, job.dtype, job.residual_in, job.residual_out, job.elements);
+    job.max_sent = max_sent.is_none() ? GTCB_NO_CAP : nb::cast<uint64_t>(max_sent);
+    job.bucket = bucket;
+    return job;
+}
+
 static Ticket post_encode(nb::handle_t<Exchange> self, uint32_t bucket, nb::handle segment_list, const std::string &dtype_name,
                           ReadArray residual_in, WriteArray residual_out, float threshold, nb::object max_sent)
 {
     Exchange &exchange = nb::cast<Exchange &>(self);
     exchange.sweep();
     Flight flight;
-    gtcb_encode_job job = {};
-    job.dtype = dtype_named(dtype_name);
-    flight.read = read_arrays(segment_list, "segments");
-    std::vector<gtcb_segment> segments = segments_of(flight.read, job.dtype);
-    job.segments = segments.data();
-    job.segment_count = segments.size();
-    job.elements = total(segments);
-    job.residual_in = residual_pointer(residual_in, job.elements, "residual_in");
-    job.residual_out = residual_pointer(residual_out, job.elements, "residual_out");
-    if (job.residual_in == job.residual_out && job.elements)
-        throw nb::value_error("residual_in and residual_out are the same array; a step that is refused needs them apart");
-    check_overlaps(segments, job.dtype, job.residual_in, job.residual_out, job.elements);
-    job.threshold = threshold;
-    job.max_sent = max_sent.is_none() ? GTCB_NO_CAP : nb::cast<uint64_t>(max_sent);
-    job.bucket = bucket;
-    flight.read.push_back(residual_in);
-    flight.write.push_back(residual_out);
+    std::vector<gtcb_segment> segments;
+    gtcb_encode_job job = job_of(bucket, segment_list, dtype_name, residual_in, residual_out, threshold, max_sent, flight, segments);
     gtcb_status status = gtcb_post_encode(exchange.exchange, &job, &flight.op);
+    return ticket(self, status, std::move(flight));
+}
+
+static Ticket post_owners(nb::handle_t<Exchange> self, uint32_t bucket, nb::handle segment_list, const std::string &dtype_name,
+                          ReadArray residual_in, WriteArray residual_out, float threshold, ReadArray second_in, WriteArray second_out,
+                          float second_threshold, nb::object max_sent)
+{
+    Exchange &exchange = nb::cast<Exchange &>(self);
+    exchange.sweep();
+    Flight flight;
+    std::vector<gtcb_segment> segments;
+    gtcb_encode_job job = job_of(bucket, segment_list, dtype_name, residual_in, residual_out, threshold, max_sent, flight, segments);
+    gtcb_encode_job second = {};
+    second.elements = gtcb_exchange_shard(exchange.exchange, job.elements);
+    set_residuals(second, flight, second_in, second_out, second_threshold, "second");
+    gtcb_status status = gtcb_post_owners(exchange.exchange, &job, &second, &flight.op);
     return ticket(self, status, std::move(flight));
 }
 
@@ -247,7 +280,7 @@ static void decode_add(Ticket &t, WriteArray dense)
         status = gtcb_op_decode_add(t.flight.op, out, dense.size());
     }
     if (status == GTCB_BAD_ARGUMENT)
-        throw nb::value_error("decode_add needs a float32 array of the bucket's length and a successful post_encode");
+        throw nb::value_error("decode_add needs a float32 array of the bucket's length and a successful post_encode or post_owners");
     check(status);
 }
 
@@ -348,6 +381,8 @@ void bind_exchange(nb::module_ &m)
         .def("leave", [](Exchange &x) { nb::gil_scoped_release released; gtcb_exchange_leave(x.exchange); })
         .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
              "threshold"_a, "max_sent"_a.none())
+        .def("post_owners", post_owners, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
+             "threshold"_a, "second_in"_a.noconvert(), "second_out"_a.noconvert(), "second_threshold"_a, "max_sent"_a.none())
         .def("post_allreduce", post_allreduce, "array"_a.noconvert(), "weight"_a, "mean"_a, "bucket"_a)
         .def("post_broadcast", post_broadcast, "array"_a.noconvert(), "root"_a, "bucket"_a)
         .def("post_allgather", post_allgather, "array"_a.noconvert(), "bucket"_a)

@@ -37,9 +37,9 @@ static bool same(const post *a, const post *b)
 static const char *describe(const post *p, char *text, size_t bytes)
 {
     static const char *const names[] = {"post_encode", "post_allgather", "post_allreduce(mean=False)",
-                                        "post_allreduce(mean=True)", "post_broadcast"};
+                                        "post_allreduce(mean=True)", "post_broadcast", [GTCB_OWNERS] = "post_owners"};
     static const char *const types[] = {"", " uint8", " float32", " float64", " bfloat16"};
-    if (p->operation >= sizeof names / sizeof *names) {
+    if (p->operation >= sizeof names / sizeof *names || !names[p->operation]) {
         snprintf(text, bytes, "operation %u", p->operation);
         return text;
     }

@@ -102,6 +102,7 @@ void gtcb_exchange_free(gtcb_exchange *x)
 
 uint32_t gtcb_exchange_rank(const gtcb_exchange *x) { return x->rank; }
 uint32_t gtcb_exchange_size(const gtcb_exchange *x) { return x->size; }
+uint64_t gtcb_exchange_shard(const gtcb_exchange *x, uint64_t elements) { return gtcb_shard_of(elements, x->size, x->rank).count; }
 void gtcb_exchange_corrupt_next(gtcb_exchange *x) { atomic_store(&x->corrupt_next, true); }
 
 uint64_t gtcb_first_not_begun(gtcb_exchange *x)

@@ -75,6 +75,8 @@ uint32_t gtcb_exchange_size(const gtcb_exchange *exchange);
 uint64_t gtcb_exchange_sequence(gtcb_exchange *exchange);               /* of the next operation */
 /* Only forward, only with nothing under way (GTCB_BAD_ARGUMENT), and on all ranks alike. */
 gtcb_status gtcb_exchange_set_sequence(gtcb_exchange *exchange, uint64_t sequence);
+/* Elements of a bucket of so many that this rank owns. */
+uint64_t gtcb_exchange_shard(const gtcb_exchange *exchange, uint64_t elements);
 gtcb_counters gtcb_exchange_counters(gtcb_exchange *exchange);
 /* The first error that closed the exchange; status GTCB_OK while it is usable. */
 gtcb_failure gtcb_exchange_failure(gtcb_exchange *exchange);
@@ -87,6 +89,9 @@ void gtcb_exchange_corrupt_next(gtcb_exchange *exchange);
 
 /* Arrays belong to the operation until it is done, and until gtcb_op_release has returned true. */
 gtcb_status gtcb_post_encode(gtcb_exchange *exchange, const gtcb_encode_job *job, gtcb_op **out);   /* scratch, sequence, sender: ignored */
+/* By way of owners (owners.c). `second`: the shard of this rank, as gtcb_shard_of cuts the bucket, quantised at `threshold` with
+   residual_in and residual_out, [elements of the shard]; its other members are ignored. Of job->max_sent each shard has its share. */
+gtcb_status gtcb_post_owners(gtcb_exchange *exchange, const gtcb_encode_job *job, const gtcb_encode_job *second, gtcb_op **out);
 gtcb_status gtcb_post_allreduce(gtcb_exchange *exchange, gtcb_element element, void *array, uint64_t elements,
                                 uint64_t weight, bool mean, uint32_t bucket, gtcb_op **out);
 gtcb_status gtcb_post_broadcast(gtcb_exchange *exchange, gtcb_element element, void *array, uint64_t elements,

@@ -25,6 +25,7 @@ typedef enum gtcb_operation {      /* of raw messages: bits 28 to 31 of the buck
     GTCB_PIECE = 5,                /* one rank's part of a shard, on its way to the owner */
     GTCB_RESULT = 6,               /* a reduced shard */
     GTCB_SHARD = 7,                /* of a broadcast */
+    GTCB_OWNERS = 8,
     GTCB_FAREWELL = 15             /* this rank has given up */
 } gtcb_operation;
 
@@ -56,7 +57,7 @@ typedef struct gtcb_op_class {
     gtcb_spans (*spans)(gtcb_op *op, uint32_t slot);        /* where what all must have of a slot lies, for the ring */
 } gtcb_op_class;
 
-extern const gtcb_op_class gtcb_encode_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
+extern const gtcb_op_class gtcb_encode_class, gtcb_owners_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
 
 typedef struct gtcb_letter gtcb_letter;
 
@@ -70,7 +71,8 @@ struct gtcb_op {
     uint32_t bucket;
     uint64_t sequence;
 
-    gtcb_encode_job job;           /* encode; its segments lie in `segments` */
+    gtcb_encode_job job;           /* encode, owners; its segments lie in `segments` */
+    gtcb_encode_job second;        /* owners: of the sum of the own shard */
     gtcb_buffer segments;
     void *array;                   /* the others */
     gtcb_element element;
@@ -101,7 +103,7 @@ struct gtcb_op {
     size_t *short_at, *short_bytes, shorts_end;     /* [size] and where they lie */
     gtcb_buffer own;               /* own message, or headers of own shards */
     gtcb_buffer bodies;            /* what arrives */
-    size_t *offsets;               /* [size] into bodies */
+    size_t *offsets;               /* [size] into bodies; owners: of each rank the length of its body */
     double posted, begun, started, finished;     /* gtcb_times has them; started: announced */
     gtcb_failure failure;
     atomic_bool done;
@@ -235,6 +237,14 @@ gtcb_status gtcb_ring_begin(gtcb_op *op);
 /* For each class to call when a slot has arrived. */
 void gtcb_ring_pass_on(gtcb_op *op);
 bool gtcb_ring_mark_late(gtcb_op *op);
+
+/* shards.c. The message of shard i; the job has segments, residuals and threshold */
+gtcb_status gtcb_encode_shard(gtcb_op *op, uint32_t i, gtcb_encode_job *job, uint8_t *message, size_t capacity, gtcb_header *out);
+/* Those of all shards, every `stride` bytes in op->own. Adds up what is sent; at a NaN it announces its index and stops. */
+gtcb_status gtcb_encode_shards(gtcb_op *op, size_t stride, gtcb_header *announced);
+
+/* owners.c: dense += the results of all shards */
+gtcb_status gtcb_owners_add(gtcb_op *op, float *dense);
 
 /* farewell.c: how the others learn that this rank has failed. `end`: the first operation that it will not finish. */
 void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure, uint64_t end);

@@ -42,6 +42,7 @@ static const gtcb_op_class *class_of(gtcb_operation operation)
 {
     switch (operation) {
     case GTCB_ENCODE: return &gtcb_encode_class;
+    case GTCB_OWNERS: return &gtcb_owners_class;
     case GTCB_ALLGATHER: return &gtcb_allgather_class;
     case GTCB_BROADCAST: return &gtcb_broadcast_class;
     default: return &gtcb_allreduce_class;

@@ -26,7 +26,7 @@ static gtcb_status take(gtcb_exchange *x, gtcb_operation operation, uint32_t buc
     return op ? GTCB_OK : GTCB_NO_MEMORY;
 }
 
-gtcb_status gtcb_post_encode(gtcb_exchange *x, const gtcb_encode_job *job, gtcb_op **out)
+static gtcb_status take_job(gtcb_exchange *x, gtcb_operation operation, const gtcb_encode_job *job, gtcb_op **out)
 {
     uint64_t elements = 0;
     for (size_t i = 0; i < job->segment_count; i++)
@@ -34,7 +34,7 @@ gtcb_status gtcb_post_encode(gtcb_exchange *x, const gtcb_encode_job *job, gtcb_
     if (elements != job->elements || !(job->threshold > 0) || job->threshold > FLT_MAX || job->max_sent == 0)
         return GTCB_BAD_ARGUMENT;
     gtcb_op *op;
-    gtcb_status status = take(x, GTCB_ENCODE, job->bucket, &op);
+    gtcb_status status = take(x, operation, job->bucket, &op);
     if (status)
         return status;
     status = gtcb_buffer_need(&op->segments, job->segment_count * sizeof *job->segments);
@@ -46,8 +46,27 @@ gtcb_status gtcb_post_encode(gtcb_exchange *x, const gtcb_encode_job *job, gtcb_
         memcpy(op->segments.data, job->segments, job->segment_count * sizeof *job->segments);
     op->job = *job;
     op->elements = elements;
-    gtcb_engine_enqueue(op);
     *out = op;
+    return GTCB_OK;
+}
+
+gtcb_status gtcb_post_encode(gtcb_exchange *x, const gtcb_encode_job *job, gtcb_op **out)
+{
+    gtcb_status status = take_job(x, GTCB_ENCODE, job, out);
+    if (!status)
+        gtcb_engine_enqueue(*out);
+    return status;
+}
+
+gtcb_status gtcb_post_owners(gtcb_exchange *x, const gtcb_encode_job *job, const gtcb_encode_job *second, gtcb_op **out)
+{
+    if (job->elements == 0 || !(second->threshold > 0) || second->threshold > FLT_MAX)
+        return GTCB_BAD_ARGUMENT;
+    gtcb_status status = take_job(x, GTCB_OWNERS, job, out);
+    if (status)
+        return status;
+    (*out)->second = *second;
+    gtcb_engine_enqueue(*out);
     return GTCB_OK;
 }
 

@@ -64,10 +64,11 @@ def run(options) -> int:
     measured = inputs.load(options.inputs) if options.inputs else inputs.Inputs()
     network, assumed = inputs.network(_given(measured, options), job.world.outside == 0)
     rows = advise.table(job, network, options.period, options.group)
+    crossover = advise.crossover(job, network)
     if options.json:
-        print(json.dumps(_document(job, network, assumed, rows), indent=2))
+        print(json.dumps(_document(job, network, assumed, rows, crossover), indent=2))
     else:
-        _print(job, network, assumed, rows, measured.about)
+        _print(job, network, assumed, rows, crossover, measured.about)
     if options.plot:
         _plot(draw, options.plot, rows)
         if not options.json:
@@ -107,16 +108,16 @@ def _link(measured, gbit, us, option, latency) -> Link | None:
 # -- output ---------------------------------------------------------------------------------------
 
 
-def _document(job, network, assumed, rows) -> dict:
+def _document(job, network, assumed, rows, crossover) -> dict:
     """Seconds and bytes throughout."""
     of_rows = [{**asdict(p), "step": p.step, "speedup": p.speedup}
-               for row in rows for p in (*row.predictions, row.ring)]  # fmt: skip
+               for row in rows for p in (*row.predictions, row.owners, row.ring)]  # fmt: skip
     return {"job": asdict(job), "network": asdict(network), "assumed": [*assumed, "overlap"],
-            "predictions": of_rows, "choice": advise.choose(rows[-1]).method,
+            "predictions": of_rows, "owners_from": crossover, "choice": advise.choose(rows[-1]).method,
             "verdict": advise.verdict(rows[-1])}  # fmt: skip
 
 
-def _print(job, network, assumed, rows, about) -> None:
+def _print(job, network, assumed, rows, crossover, about) -> None:
     print("inputs")
     if about:
         facts = ", ".join(f"{name} {value}" for name, value in about.items())
@@ -130,9 +131,17 @@ def _print(job, network, assumed, rows, about) -> None:
                  for p in row.predictions)  # fmt: skip
         print(f"  {row.workers:7}{''.join(cells)}  {_best(row)}")
     ring = rows[-1].ring
-    print(f"\n{advise.verdict(rows[-1])}")
+    print(f"\n{_owners(rows[-1], crossover)}")
+    print(advise.verdict(rows[-1]))
     print(f"(For comparison: a ring allreduce, as other libraries have it, would at best take "
           f"{1e3 * ring.step:.1f} ms, speed-up {ring.speedup:.1f}.)")  # fmt: skip
+
+
+def _owners(row, crossover) -> str:
+    found = row.owners
+    pays = f"pays from {plural(crossover, 'worker')} on" if crossover else f"does not pay with {plural(row.workers, 'worker')}"
+    return (f'GTC(exchange="owners") {pays}: {1e3 * found.step:.1f} ms, speed-up {found.speedup:.1f}, '
+            f"{found.worker_bytes / 1e6:.2f} MB with {row.workers}, for GTC's {1e3 * row.gtc.step:.1f} ms.")  # fmt: skip
 
 
 def _best(row) -> str:

@@ -34,6 +34,9 @@ class WatchedExchange:
     def post_encode(self, bucket, *args, **settings):
         return self._watch("post_encode", bucket, self.exchange.post_encode(bucket, *args, **settings))
 
+    def post_owners(self, bucket, *args, **settings):
+        return self._watch("post_owners", bucket, self.exchange.post_owners(bucket, *args, **settings))
+
     def post_allreduce(self, array, *, bucket=0, **settings):
         return self._watch("post_allreduce", bucket, self.exchange.post_allreduce(array, bucket=bucket, **settings))
 

@@ -17,6 +17,7 @@ from gtcbmuf.plan.model import (
     dense,
     groups_fit,
     gtc,
+    gtc_owners,
     hybrid,
     ring,
 )
@@ -61,7 +62,7 @@ def nearest(found: list[Prediction], fastest: float) -> Prediction:
 class Row:
     """The predictions for one number of workers, each method with its best settings.
 
-    ring: what other libraries' dense allreduce would take at best.
+    owners: GTC by way of owners. ring: what other libraries' dense allreduce would take at best.
     """
 
     workers: int
@@ -69,6 +70,7 @@ class Row:
     gtc: Prediction
     bmuf: Prediction
     hybrid: Prediction
+    owners: Prediction
     ring: Prediction
 
     @property
@@ -95,7 +97,18 @@ def _row(job: Job, network: Network, longest: int, group: int | None) -> Row:
     plain = dense(job, network), gtc(job, network)
     blocks = bmufs(job, network, longest), hybrids(job, network, longest, fixed)
     fastest = min(p.step for p in (*plain, *blocks[0], *blocks[1]))
-    return Row(job.workers, *plain, *(nearest(found, fastest) for found in blocks), ring(job, network))
+    chosen = (nearest(found, fastest) for found in blocks)
+    return Row(job.workers, *plain, *chosen, owners=gtc_owners(job, network), ring=ring(job, network))
+
+
+def crossover(job: Job, network: Network) -> int | None:
+    """From so many workers on, up to the job's, GTC's step is shorter by way of owners; None: it is not
+    even with the job's."""
+    for workers in range(job.workers, 0, -1):
+        here = replace(job, workers=workers)
+        if gtc_owners(here, network).step >= gtc(here, network).step:
+            return None if workers == job.workers else workers + 1
+    return 1
 
 
 def choose(row: Row) -> Prediction:

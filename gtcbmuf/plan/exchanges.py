@@ -87,6 +87,14 @@ def allgather(network: Network, team: Team, body: float) -> Cost:
     return _round(network, team, HEADER_BYTES) + _to_all(network, team, body)
 
 
+def owners(network: Network, team: Team, part: float, result: float) -> Cost:
+    """Headers to all; the message of each shard, with a body of `part` bytes, to its owner; headers of the
+    results to all; their bodies [bytes] to all. What owners exchange travels so."""
+    headers = _round(network, team, HEADER_BYTES)
+    parts = _round(network, team, HEADER_BYTES + part)
+    return headers + parts + headers + _to_all(network, team, result)
+
+
 def allreduce(network: Network, team: Team, array: float) -> Cost:
     """An array [bytes]: headers, with a short array; a part of each shard to its owner; each result to all."""
     if array <= SHORT_BYTES:

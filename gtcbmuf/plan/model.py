@@ -13,6 +13,7 @@ from gtcbmuf.plan.exchanges import (
     allreduce,
     broadcast,
     expected_body,
+    owners,
 )
 from gtcbmuf.plan.network import Network
 from gtcbmuf.policy.bmuf import BMUF
@@ -142,6 +143,23 @@ def gtc(job: Job, network: Network) -> Prediction:
         return _alone("GTC", job)
     gradients, decode, cost = _encoded(job, network, job.world)
     return Prediction("GTC", job.workers, job.step_seconds, gradients, decode,
+                      worker_bytes=cost.sent, host_bytes=cost.host)  # fmt: skip
+
+
+def gtc_owners(job: Job, network: Network) -> Prediction:
+    """Every step encode, messages to the owners of shards, their sums encoded again and to all, decode.
+
+    A result is taken to have as many quanta as a worker's message of its shard has: so it is where
+    gradients are mostly noise (docs/algorithms.md).
+    """
+    if job.workers == 1:
+        return _alone("GTC owners", job)
+    rates, elements = network.rates, job.elements / job.buckets / job.workers
+    body = expected_body(elements, job.density * elements)
+    cost = owners(network, job.world, body, body).times(job.buckets)
+    decode = job.density * job.elements / rates.decode  # once of the own shard's messages, once of all results
+    work = job.elements * (1 + 1 / job.workers) / rates.encode + decode
+    return Prediction("GTC owners", job.workers, job.step_seconds, _exposed(job, work, cost), decode,
                       worker_bytes=cost.sent, host_bytes=cost.host)  # fmt: skip
 
 

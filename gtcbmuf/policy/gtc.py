@@ -17,7 +17,8 @@ from gtcbmuf.policy.dense import DenseLane, dense, scale_to_all
 from gtcbmuf.policy.gradients import GradientExchange, gather_add
 from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
 from gtcbmuf.policy.machine import Machine
-from gtcbmuf.policy.strategy import Strategy, check_bool, check_count
+from gtcbmuf.policy.owners import EXCHANGES, SecondResidual, second_threshold
+from gtcbmuf.policy.strategy import Strategy, check_bool, check_choice, check_count
 from gtcbmuf.policy.threshold import (
     NEVER,
     START,
@@ -43,6 +44,9 @@ class GTC(Strategy):
     average: divide the sum of all workers' quanta by their number.
     warmup_steps: so many first steps are dense.
     bucket_bytes: of float32, how much travels together.
+    exchange: "all", every message goes to every worker; "owners", each worker adds up the messages of
+        its share of a bucket, and sends the sum, quantised once more, to all: what a worker sends
+        then does not grow with their number.
 
     Raises SettingsError, saying the cure.
     """
@@ -55,6 +59,7 @@ class GTC(Strategy):
     average: bool = True
     warmup_steps: int = 0
     bucket_bytes: int = BUCKET_BYTES
+    exchange: str = "all"
 
     def __post_init__(self):
         if not isinstance(self.thresholds, Mapping):
@@ -76,6 +81,7 @@ class GTC(Strategy):
         check_bool("average", self.average)
         check_count("warmup_steps", self.warmup_steps, 0)
         check_count("bucket_bytes", self.bucket_bytes, 4)
+        check_choice("exchange", self.exchange, EXCHANGES)
 
     def worker(self, tensors: Sequence[Tensor], groups: Groups) -> Machine:
         """See Strategy.worker; all ranks of the world are one group."""
@@ -108,7 +114,8 @@ class GTC(Strategy):
         controller = None
         if self.density is not None:
             controller = DensityController.of(self.density, bucket.elements, exchange.size)
-        return GTCLane(bucket, exchange, self.average, cap, controller)
+        second = SecondResidual(bucket, exchange) if self.exchange == "owners" else None
+        return GTCLane(bucket, exchange, self.average, cap, controller, second)
 
     def _cap(self, bucket: Bucket, exchange: Exchange) -> int | None:
         if self.max_message_bytes is None:
@@ -135,10 +142,10 @@ class GTCLane:
 
     def __init__(
         self, bucket: Bucket, exchange: Exchange, average: bool, cap: int | None,
-        controller: DensityController | None,
+        controller: DensityController | None, second: SecondResidual | None = None,
     ):  # fmt: skip
         self.bucket, self.exchange, self.average, self.cap = bucket, exchange, average, cap
-        self.controller = controller
+        self.controller, self.second = controller, second
         self.threshold = np.float32(bucket.threshold)
         self.residual = np.zeros(bucket.elements, np.float32)
         self.gradient = np.zeros(bucket.elements, np.float32)
@@ -149,17 +156,31 @@ class GTCLane:
         self._whole = whole
         if whole:
             gather_add(segments, self.bucket.dtype, self.residual, self.gradient)
+            if self.second is not None:
+                self.second.add_to(self.gradient)
             return self.exchange.post_allreduce(
                 self.gradient, mean=self.average, bucket=self.bucket.index
             )
         dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
-        return self.exchange.post_encode(
+        if self.second is None:
+            return self.exchange.post_encode(
+                self.bucket.index, segments, self.residual, self.gradient, self.threshold,
+                max_sent=self.cap, dtype=dtype,
+            )  # fmt: skip
+        return self.exchange.post_owners(
             self.bucket.index, segments, self.residual, self.gradient, self.threshold,
-            max_sent=self.cap, dtype=dtype,
+            self.second.residual, self.second.spare,
+            second_threshold(self.threshold, self.exchange.size), max_sent=self.cap, dtype=dtype,
         )  # fmt: skip
 
     def post_nothing(self, whole: bool = False) -> Ticket:
-        """g = 0 and a τ that nothing comes to: r' = r, nothing is sent. The others know it by that τ."""
+        """g = 0 and a τ that nothing comes to: r' = r, nothing is sent. The others know it by that τ.
+
+        SettingsError by way of owners, whose announcements have no τ."""
+        if self.second is not None:
+            raise SettingsError(
+                'join() is not for exchange="owners": give all ranks equally many batches, or use exchange="all".'
+            )
         self._whole = whole
         if whole:
             self.gradient.fill(0)
@@ -183,16 +204,18 @@ class GTCLane:
         if self._whole:
             scale_to_all(self.gradient, present, self.average)
             if present[self.exchange.rank]:
-                self.residual.fill(0)
+                self.clear()
             return
         self.residual, self.gradient = self.gradient, self.residual
+        if self.second is not None:
+            self.second.commit()
         self.receive(ticket)
         if self.controller is not None:
             sent = sum(header.sent for header in ticket.headers) * len(present) / sum(present)
             self.threshold = self.controller.next(self.threshold, sent)
 
     def receive(self, ticket: Ticket) -> None:
-        """gradient = Σ q over the workers in order of rank, / their number."""
+        """gradient = Σ q over the workers in order of rank (from owners: what they made of it), / their number."""
         self.gradient.fill(0)
         ticket.decode_add(self.gradient)
         if self.average:
@@ -200,14 +223,19 @@ class GTCLane:
 
     def clear(self) -> None:
         self.residual.fill(0)
+        if self.second is not None:
+            self.second.clear()
 
     def state(self) -> dict[str, Any]:
         average = None if self.controller is None else self.controller.average
         threshold = float(self.threshold)
-        return {"residual": self.residual, "threshold": threshold, "average_sent": average}
+        state = {"residual": self.residual, "threshold": threshold, "average_sent": average}
+        return state if self.second is None else {**state, "second": self.second.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         self.residual[:] = state["residual"]
         self.threshold = np.float32(state["threshold"])
         if self.controller is not None:
             self.controller.average = state["average_sent"]
+        if self.second is not None:
+            self.second.load(state["second"])

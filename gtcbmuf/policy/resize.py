@@ -15,10 +15,10 @@ def resized(
 ) -> dict[str, Any]:
     """rank 0's state_dict() of another world, as the state of a rank of this one.
 
-    here: Machine.identity() of that rank; shard: Machine.shard, its part of the mean of models. sums: of
+    here: Machine.state() of that rank; shard: Machine.shard, its part of the mean of models. sums: of
     held_back() over the ranks of the other world.
 
-        r_j = float32( Σ_i r_i / M )        on each of the M ranks here
+        r_j = float32( Σ_i r_i / M )        on each of the M ranks here; second residuals of owners are 0
         e_j = Σ_i e_i / K                   on each participant, K in the other world: the mean of models
                                             passes on the same
 
@@ -29,8 +29,10 @@ def resized(
     if state["gradients"] is not None:
         grown = here["group size"] / state["group size"]
         lanes = [
-            _lane(lane, total, here["world size"], grown)
-            for lane, total in zip(state["gradients"]["lanes"], sums[:-2], strict=True)
+            _lane(lane, own, total, here["world size"], grown)
+            for lane, own, total in zip(
+                state["gradients"]["lanes"], here["gradients"]["lanes"], sums[:-2], strict=True
+            )
         ]
         out["gradients"] = {"lanes": lanes, "sequence": None}
     if state["blocks"] is not None:
@@ -47,13 +49,24 @@ def resized(
 
 
 def held_back(state: Mapping[str, Any]) -> list[np.ndarray | None]:
-    """What a rank with this state has yet to pass on, to be summed over ranks: [elements] of each lane the
-    residual r_i; [elements + 1] of the mean of models the rounding error e_i and what is under way, the same
-    for all participants: 0 outside the rank's shard, whose length stands behind. None: there is none."""
+    """What a rank with this state has yet to pass on, to be summed over ranks, float64: [elements] of each lane
+    the residual r_i, with the second residual of an owner where it belongs; [elements + 1] of the mean of models the
+    rounding error e_i and what is under way, the same for all participants: 0 outside the rank's shard, whose
+    length stands behind. None: there is none."""
     gradients, blocks = state["gradients"], state["blocks"] or {}
-    lanes = [lane.get("residual") for lane in gradients["lanes"]] if gradients else []
+    lanes = [_residuals(lane) for lane in gradients["lanes"]] if gradients else []
     mean = blocks.get("mean") or {}
     return lanes + [_whole(mean.get(name), blocks) for name in OF_MEAN]
+
+
+def _residuals(lane: Mapping[str, Any]) -> np.ndarray | None:
+    if "residual" not in lane:
+        return None
+    rest = lane["residual"].astype(np.float64)
+    if "second" in lane:
+        first, second = lane["second"]["first"], lane["second"]["residual"]
+        rest[first : first + len(second)] += second
+    return rest
 
 
 def _whole(part: np.ndarray | None, blocks: Mapping[str, Any]) -> np.ndarray | None:
@@ -65,11 +78,17 @@ def _whole(part: np.ndarray | None, blocks: Mapping[str, Any]) -> np.ndarray | N
     return whole
 
 
-def _lane(lane: Mapping[str, Any], total, world_size: int, grown: float) -> dict[str, Any]:
+def _lane(
+    lane: Mapping[str, Any], here: Mapping[str, Any], total, world_size: int, grown: float
+) -> dict[str, Any]:
     if total is None:
         return dict(lane)
     average = lane["average_sent"]
+    second = {}
+    if "second" in here:
+        second["second"] = {**here["second"], "residual": np.zeros_like(here["second"]["residual"])}
     return {
+        **second,
         "residual": (total / world_size).astype(np.float32),
         "threshold": lane["threshold"],
         "average_sent": None if average is None else average * grown,

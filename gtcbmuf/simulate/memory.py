@@ -4,6 +4,7 @@ Bytes for each parameter (float32), N workers in G groups; messages and the grad
 come on top, and so does what a back end needs for one message at a time:
 
     GTC      4 N  residuals                         + 12, of the model, the sum and its copy
+             exchange="owners"                      + 8, of all second residuals together
     BMUF     4 N  models (12 N at a block's end)    + 12, of W, Δ and W_start
     Hybrid   4 N  residuals                         + 12 G + 12 (20 G + 16 at a block's end)
     Dense    8 N  gradients and messages            + 4

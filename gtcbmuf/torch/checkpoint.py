@@ -236,7 +236,7 @@ def _resize(path: Path, manifest: Manifest, exchange, saved, opt) -> Iterator[No
     tickets = [exchange.post_allreduce(s, mean=False, bucket=i) for i, s in enumerate(sums) if s is not None]
     yield
     wait_all(tickets)
-    worker = resized(states.to_numpy(own["worker"]), opt._worker.identity(), sums, opt._worker.shard)
+    worker = resized(states.to_numpy(own["worker"]), opt._worker.state(), sums, opt._worker.shard)
     own["worker"] = states.to_torch(worker)
 
 

@@ -1,9 +1,9 @@
 /* Steps of a strategy in a simulated cluster: the library's own exchange (csrc/), linked with SimGrid's MPI and driven
    without its thread. Computation and the CPU's work on messages are simulated waits; every byte is moved.
 
-   steps METHOD ELEMENTS BUCKETS BODY STEP PERIOD GROUP WARM_UP ENCODE DECODE REDUCE PER_HOST RING
+   steps METHOD ELEMENTS BUCKETS SENT BODY STEP PERIOD GROUP WARM_UP ENCODE DECODE REDUCE PER_HOST RING
 
-   BODY: bytes of an encoded bucket; STEP [s]; ENCODE, REDUCE [elements/s]; DECODE [s for a message of one bucket].
+   SENT: elements that are sent of a bucket; BODY: bytes of an encoded bucket; STEP [s]; ENCODE, REDUCE [elements/s]; DECODE [s for a message of one bucket].
    WARM_UP: blocks before the one that is counted; PER_HOST: ranks; RING: bytes, as gtcbmuf.exchange has it.
    Rank 0 prints the simulated seconds of a step, and the bytes that rank 0 and all ranks sent in a step. */
 #include <mpi.h>
@@ -157,7 +157,7 @@ static gtcb_engine *engine;
 
 static struct {
     const char *method;
-    double elements, body, step, encode, decode, reduce;
+    double elements, sent, body, step, encode, decode, reduce;
     int buckets, period, group, warm_up, per_host;
     size_t ring;
 } job;
@@ -193,7 +193,7 @@ static void finish(gtcb_op **ops, int count)
 static void work(double seconds) { if (seconds > 0) smpi_execute(seconds); }
 
 static gtcb_exchange *world, *group, *leaders;      /* leaders: NULL on ranks that do not lead */
-static float *model;
+static float *model, *gradient, *residuals[2], *seconds[2];
 static uint8_t *message;
 
 static bool is(const char *method) { return strcmp(job.method, method) == 0; }
@@ -208,6 +208,38 @@ static void exchange_messages(gtcb_exchange *x)
     }
     finish(ops, job.buckets);
     work(gtcb_exchange_size(x) * job.buckets * job.decode);
+}
+
+/* Gradients as sparse as SENT says, at random positions that are the same on all ranks: then results are as sparse. */
+static void make_gradients(void)
+{
+    const size_t each = (size_t)job.elements / (unsigned)job.buckets;
+    uint64_t random = 1;
+    gradient = calloc(each, sizeof *gradient);
+    for (int i = 0; i < 2; i++)
+        residuals[i] = calloc(each, sizeof *gradient), seconds[i] = calloc(each, sizeof *gradient);
+    for (uint64_t i = 0; i < (uint64_t)job.sent; i++) {
+        random = random * 6364136223846793005u + 1442695040888963407u;
+        gradient[(random >> 33) % each] = 1;
+    }
+}
+
+/* Every sum is N quanta of 1 and is sent, so both residuals stay 0. An owner's work on its shard comes before, here. */
+static void exchange_by_owners(void)
+{
+    gtcb_op *ops[256];
+    const uint32_t size = gtcb_exchange_size(world);
+    const size_t each = (size_t)job.elements / (unsigned)job.buckets;
+    gtcb_segment segment = {gradient, each};
+    for (int b = 0; b < job.buckets; b++) {
+        gtcb_encode_job first = {.segments = &segment, .segment_count = 1, .elements = each, .residual_in = residuals[0],
+                                 .residual_out = residuals[1], .threshold = 1, .max_sent = GTCB_NO_CAP, .bucket = (uint32_t)b};
+        gtcb_encode_job second = {.residual_in = seconds[0], .residual_out = seconds[1], .threshold = (float)size};
+        work((double)each * (1 + 1.0 / size) / job.encode + job.decode);
+        CHECK(gtcb_post_owners(world, &first, &second, &ops[b]) == GTCB_OK);
+    }
+    finish(ops, job.buckets);
+    work(job.buckets * job.decode);
 }
 
 static void average_gradients(void)
@@ -248,6 +280,8 @@ static double block_of_steps(void)
         work(job.step);
         if (is("dense"))
             average_gradients();
+        else if (is("owners"))
+            exchange_by_owners();
         else if (!is("BMUF"))
             exchange_messages(is("GTC") ? world : group);
         if (s == job.period && (is("BMUF") || is("hybrid")))
@@ -265,16 +299,16 @@ static uint64_t sent(void)
 static void read_job(char **word)
 {
     job.method = word[1];
-    job.elements = atof(word[2]), job.buckets = atoi(word[3]), job.body = atof(word[4]), job.step = atof(word[5]);
-    job.period = atoi(word[6]), job.group = atoi(word[7]), job.warm_up = atoi(word[8]);
-    job.encode = atof(word[9]), job.decode = atof(word[10]), job.reduce = atof(word[11]);
-    job.per_host = atoi(word[12]), job.ring = (size_t)atof(word[13]);
+    job.elements = atof(word[2]), job.buckets = atoi(word[3]), job.sent = atof(word[4]), job.body = atof(word[5]);
+    job.step = atof(word[6]), job.period = atoi(word[7]), job.group = atoi(word[8]), job.warm_up = atoi(word[9]);
+    job.encode = atof(word[10]), job.decode = atof(word[11]), job.reduce = atof(word[12]);
+    job.per_host = atoi(word[13]), job.ring = (size_t)atof(word[14]);
     CHECK(job.buckets <= 256 && job.period >= 1);
 }
 
 int main(int count, char **words)
 {
-    CHECK(count == 14);
+    CHECK(count == 15);
     read_job(words);
     MPI_Init(&count, &words);
     int rank, size;
@@ -295,6 +329,8 @@ int main(int count, char **words)
     leaders = lead == MPI_COMM_NULL ? NULL : open_exchange(lead, 0, job.group);
     model = calloc((size_t)job.elements, sizeof *model);
     message = calloc((size_t)job.body + 1, 1);
+    if (is("owners"))
+        make_gradients();
     MPI_Barrier(MPI_COMM_WORLD);
     for (int b = 0; b < job.warm_up; b++)
         block_of_steps();

@@ -105,6 +105,48 @@ static void keep(rank *me)
     }
 }
 
+/* By way of owners: the sum, quantised once more, and what both residuals hold back, element by element. */
+static void owners(rank *me)
+{
+    enum { STEPS = 4 };
+    static const size_t lengths[] = {1, 3000};
+    for (size_t k = 0; k < 2; k++) {
+        const size_t n = lengths[k], size = (size_t)me->size, base = n / size, extra = n % size, own_rank = (size_t)me->rank;
+        const size_t first = own_rank * base + (own_rank < extra ? own_rank : extra), own = base + (own_rank < extra);
+        float *residuals[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))}, *seconds[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))};
+        float *dense = malloc(n * sizeof(float)), *gradient = values(me->rank, n), *r = calloc(n * size, sizeof(float)), *s = calloc(n, sizeof(float));
+        for (int step = 0; step < STEPS; step++) {
+            gtcb_segment segments[] = {{gradient, n / 3}, {gradient + n / 3, n - n / 3}};
+            gtcb_encode_job job = {.segments = segments, .segment_count = 2, .dtype = GTCB_F32, .elements = n,
+                                   .residual_in = residuals[step % 2], .residual_out = residuals[1 - step % 2],
+                                   .threshold = 20, .max_sent = GTCB_NO_CAP, .bucket = 4};
+            gtcb_encode_job second = {.residual_in = seconds[step % 2], .residual_out = seconds[1 - step % 2], .threshold = 30};
+            gtcb_op *op;
+            dawdle(me);
+            CHECK(gtcb_post_owners(me->exchange, &job, &second, &op) == GTCB_OK);
+            CHECK(finish(op)->status == GTCB_OK);
+            memset(dense, 0, n * sizeof(float));
+            CHECK(gtcb_op_decode_add(op, dense, n) == GTCB_OK);
+            for (size_t i = 0; i < n; i++) {
+                for (size_t w = 0; w < size; w++) {
+                    float t = r[w * n + i] + value((int)w, i), q = t >= 20 ? 20 : t <= -20 ? -20 : 0;
+                    r[w * n + i] = t - q;
+                    s[i] += q;
+                }
+                float q = s[i] >= 30 ? 30 : s[i] <= -30 ? -30 : 0;
+                s[i] -= q;
+                CHECK(dense[i] == q);
+                CHECK(residuals[1 - step % 2][i] == r[own_rank * n + i]);
+                CHECK(i < first || i >= first + own || seconds[1 - step % 2][i - first] == s[i]);
+            }
+            CHECK(gtcb_op_release(op));
+        }
+        float *all[] = {residuals[0], residuals[1], seconds[0], seconds[1], dense, gradient, r, s};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            free(all[i]);
+    }
+}
+
 /* Bodies of very different lengths, none among them. */
 static void allgather(rank *me)
 {
@@ -137,6 +179,7 @@ int main(int argc, char **argv)
     with_team(size, seed, "reduce", reduce);
     with_team(size, seed, "broadcast", broadcast);
     with_team(size, seed, "encode", encode);
+    with_team(size, seed, "owners", owners);
     with_team(size, seed, "allgather", allgather);
     with_team(size, seed, "keep", keep);
     with_team(size, seed, "non_finite", non_finite);

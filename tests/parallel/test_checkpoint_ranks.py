@@ -28,6 +28,7 @@ def strategies(size):
     """name -> (strategy, groups of virtual workers)"""
     members = [list(range(g, size, 2)) for g in range(min(2, size))]
     return {"dense": (hvd.Dense(), [list(range(size))]), "gtc": (GTC, [list(range(size))]),
+            "owners": (hvd.GTC(threshold=0.01, dense_below=0, exchange="owners"), [list(range(size))]),
             "bmuf": (BLOCK, [[r] for r in range(size)]),
             "hybrid": (hvd.Hybrid(GTC, BLOCK, groups=members), members)}  # fmt: skip
 

@@ -14,9 +14,14 @@ STRATEGIES = {
     "dense": Dense(),
     "gtc": GTC(threshold=0.5, warmup_steps=2),
     "cap": GTC(density=0.02, max_message_bytes=500, bucket_bytes=6000),
+    "owners": GTC(threshold=0.5, warmup_steps=2, exchange="owners"),
+    "owners, cap": GTC(density=0.02, max_message_bytes=500, bucket_bytes=6000, exchange="owners"),
     "bmuf": BMUF(sync_period=4, warmup_steps=3),
     "hybrid": Hybrid(GTC(threshold=0.5), BMUF(sync_period=4), groups=1),
     "flush": Hybrid(GTC(density=0.02), BMUF(sync_period=4), groups="world", residuals="flush"),
+    "owners, flush": Hybrid(
+        GTC(density=0.02, exchange="owners"), BMUF(sync_period=4), groups="pairs", residuals="flush"
+    ),
     "zero": Hybrid(GTC(threshold=0.5), BMUF(sync_period=4), groups="pairs", residuals="zero"),
 }
 

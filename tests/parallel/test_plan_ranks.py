@@ -53,6 +53,18 @@ def test_operations(comm, team, elements):
         assert mean_sent(comm, before, sent()) == pytest.approx(expected, rel=1e-6)
 
 
+def test_owners(comm, team):
+    """All ranks send the same elements, and so do their owners."""
+    values, n = np.zeros(ELEMENTS, np.float32), comm.size
+    values[::10] = 1
+    first, second = np.zeros((2, ELEMENTS), np.float32), np.zeros((2, ELEMENTS // n), np.float32)
+    before = sent()
+    runtime.world().post_owners(0, [values], *first, 1.0, *second, float(n)).wait()
+    body = exchanges.expected_body(ELEMENTS / n, ELEMENTS / n / 10)
+    expected = exchanges.owners(NETWORK, team, body, body).sent if n > 1 else 0
+    assert mean_sent(comm, before, sent()) == pytest.approx(expected, rel=0.02)
+
+
 def bytes_of_a_block(comm, strategy) -> float:
     """By a rank, the mean, in PERIOD steps of one parameter."""
     params = {"weight": np.zeros(ELEMENTS, np.float32)}

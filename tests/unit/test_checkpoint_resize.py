@@ -49,6 +49,31 @@ def test_gtc_shares_the_summed_residual_out(tmp_path, members):
     assert all(np.array_equal(ranks[0], other) for ranks in path for other in ranks)
 
 
+def second_residuals(nets, members):
+    """The owners' second residuals of all groups, summed where their shards are, all lanes end to end."""
+    lanes = [opt._worker.state()["gradients"]["lanes"] for _, opt in nets]
+    total = [np.zeros(len(lane["residual"])) for lane in lanes[0]]
+    for group in members:
+        for place, rank in enumerate(group):
+            for lane, out in zip(lanes[rank], total):
+                np.array_split(out, len(group))[place][:] += lane["second"]["residual"]
+    return np.concatenate(total)
+
+
+@pytest.mark.parametrize("strategy, members, other", [
+    (hvd.GTC(**NO_DENSE, bucket_bytes=200, exchange="owners"), [[0, 1, 2]], [[0, 1]]),
+    (hvd.GTC(**NO_DENSE, bucket_bytes=200, exchange="owners"), [[0, 1, 2]], [[0, 1, 2, 3, 4]]),
+    (hybrid(exchange="owners"), [[0, 1], [2, 3]], [[0, 2, 3], [1, 4]])])  # fmt: skip
+def test_owners_share_out_both_residuals(tmp_path, strategy, members, other):
+    nets, others = moved(tmp_path, strategy, members, other)
+    second = second_residuals(nets, members)
+    total, shares = residuals(nets).sum(axis=0) + second, residuals(others)
+    assert np.abs(second).max() > 0.01
+    assert np.array_equal(shares, np.tile((total / len(others)).astype(np.float32), (len(others), 1)))
+    assert not second_residuals(others, other).any()
+    train_virtual(others, 4, first=4)
+
+
 @pytest.mark.parametrize("steps", [4, 6])
 @pytest.mark.parametrize("members, other", [
     ([[0, 1], [2, 3]], [[0, 1, 2, 3]]), ([[0, 1], [2, 3]], [[0, 2], [1, 3]]), ([[0, 1], [2, 3]], [[0, 1], [2]]),

@@ -49,11 +49,14 @@ def test_json_has_what_the_table_has(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["job"]["workers"] == 64 and found["network"]["inter"]["bandwidth"] == 1.25e9
     assert found["assumed"] == ["intra", "rates", "overlap"]
-    assert len(found["predictions"]) == 7 * 5
-    last = found["predictions"][-5]
+    assert len(found["predictions"]) == 7 * 6
+    last = found["predictions"][-6]
     assert (last["method"], last["workers"]) == ("dense", 64)
     parts = last["compute"] + last["gradients"] + last["decode"] + last["blocks"]
     assert last["step"] == parts and last["speedup"] == 64 * 0.2 / parts
+    plain, owners = found["predictions"][-5], found["predictions"][-2]
+    assert (plain["method"], owners["method"], owners["workers"]) == ("GTC", "GTC owners", 64)
+    assert 2 < found["owners_from"] < 64 and owners["step"] < plain["step"]
     assert found["choice"] == "hybrid" and "hybrid" in found["verdict"]
 
 

@@ -11,7 +11,7 @@ from gtcbmuf.backends import portable
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan import exchanges, model
 from gtcbmuf.plan.exchanges import Team
-from gtcbmuf.plan.model import Job, bmuf, dense, gtc, hybrid, ring
+from gtcbmuf.plan.model import Job, bmuf, dense, gtc, gtc_owners, hybrid, ring
 from gtcbmuf.plan.network import Link, Network, Rates
 
 SLOW, FAST = (1.25e8, 1e-4), (2e9, 1e-5)  # bandwidth [bytes/s], latency [s]
@@ -43,6 +43,35 @@ def test_allgather(size, per_host, body):
     cost = exchanges.allgather(NETWORK, Team.of(size, per_host), body)
     close(cost.seconds, max(ends.values()), 0.02)
     close(cost.sent, sum(machines.sent) / size, 1e-9)
+
+
+@pytest.mark.parametrize("size, per_host", SHAPES)
+@pytest.mark.parametrize("part, result", [(100, 120), (20_000, 20_000), (300_000, 500_000)])
+def test_owners(size, per_host, part, result):
+    machines, (ranks, starts) = cluster(size, per_host), together(size)
+    ends = oracle.finish(machines, oracle.owners(machines, ranks, starts, part, result))
+    cost = exchanges.owners(NETWORK, Team.of(size, per_host), part, result)
+    close(cost.seconds, max(ends.values()), 0.03 if part > 1000 else 0.1)
+    close(cost.sent, sum(machines.sent) / size, 1e-9)
+
+
+def test_what_a_worker_sends_to_owners_does_not_grow_but_for_headers():
+    job = Job(10_000_000, 0.05, 4, density=0.01)
+    sent = {n: gtc_owners(replace(job, workers=n), NETWORK).worker_bytes - job.buckets * 3 * 64 * (n - 1) for n in (4, 16, 64, 256)}
+    for n in 16, 64, 256:
+        close(sent[n] / (1 - 1 / n), sent[4] / (1 - 1 / 4), 0.07)  # blocks of small messages are short
+    plain = [gtc(replace(job, workers=n), NETWORK).worker_bytes for n in (4, 16, 64, 256)]
+    assert plain == sorted(plain) and plain[-1] > 60 * plain[0]
+
+
+def test_a_step_by_way_of_owners():
+    """Encode everything, add up the own shard's messages, encode their sum, decode all results."""
+    job = Job(4_000_000, 0.05, 8, density=0.01, overlap=0.0, bucket_bytes=16_000_000)
+    body = exchanges.expected_body(500_000, 5000)
+    cost = exchanges.owners(NETWORK, job.world, body, body)
+    found = gtc_owners(job, NETWORK)
+    close(found.step, 0.05 + 4.5e6 / 1e9 + 40_000 / 1e8 + cost.seconds + 40_000 / 1e8, 1e-9)
+    assert gtc_owners(replace(job, workers=1), NETWORK).step == 0.05
 
 
 @pytest.mark.parametrize("size, per_host", SHAPES)
