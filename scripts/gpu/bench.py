@@ -139,6 +139,11 @@ def block_row(codec, elements: int) -> dict:
     return {"elements": elements, "ms": ms, "of_copy": 24 * elements / (1e-3 * ms) / bandwidth}
 
 
+def peer_rows(elements: int) -> list[dict]:
+    gradient = gradient_of(elements)
+    return peers.rows(gradient, [threshold_of(gradient, density) for density in DENSITIES], DENSITIES)
+
+
 def measure(largest: int = LARGEST, smallest: int = SMALLEST, deadline: float = float("inf")) -> dict:
     """deadline: of time.monotonic(); parts that would begin after it are left out, by name."""
     codec = cuda.CudaCodec(0)
@@ -147,7 +152,7 @@ def measure(largest: int = LARGEST, smallest: int = SMALLEST, deadline: float = 
         "encode": lambda: encode_rows(codec, small),
         "decode_add": lambda: decode_rows(codec, small),
         "block_update": lambda: block_row(codec, small),
-        "peers": lambda: peers.rows(gradient_of(small), [threshold_of(gradient_of(PIECE), d) for d in DENSITIES], DENSITIES),
+        "peers": lambda: peer_rows(small),
         "encode_large": lambda: encode_rows(codec, largest) if largest > small else [],
     }
     content: dict = {"device": cuda.devices()[0][0], "left_out": []}
