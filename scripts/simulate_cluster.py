@@ -88,8 +88,9 @@ def simulate(
     cluster.write(platform, hostfile)
     each, rates = job.elements / job.buckets, cluster.network.rates
     body = expected_body(each, job.density * each)
-    words = [method.removeprefix("GTC "), job.elements, job.buckets, round(job.density * each), int(body), job.step_seconds, period, group, warm_up, rates.encode,
-             job.density * each / rates.decode, rates.reduce, cluster.per_host, RING_BYTES]  # fmt: skip
+    words = [method.removeprefix("GTC "), job.elements, job.buckets, round(job.density * each), int(body),
+             job.step_seconds, period, group, warm_up, rates.encode, job.density * each / rates.decode,
+             rates.reduce, cluster.per_host, RING_BYTES]  # fmt: skip
     line = ["smpirun", "-np", str(cluster.workers), "-hostfile", str(hostfile), "-platform", str(platform),
             *(f"--cfg={setting}" for setting in EXACT), "--log=root.thres:critical", str(program)]  # fmt: skip
     done = subprocess.run([*line, *map(str, words)], capture_output=True, text=True, check=False)

@@ -3,7 +3,8 @@
 
    steps METHOD ELEMENTS BUCKETS SENT BODY STEP PERIOD GROUP WARM_UP ENCODE DECODE REDUCE PER_HOST RING
 
-   SENT: elements that are sent of a bucket; BODY: bytes of an encoded bucket; STEP [s]; ENCODE, REDUCE [elements/s]; DECODE [s for a message of one bucket].
+   SENT: elements that are sent of a bucket; BODY: bytes of an encoded bucket; STEP [s]; ENCODE, REDUCE [elements/s];
+   DECODE [s for a message of one bucket].
    WARM_UP: blocks before the one that is counted; PER_HOST: ranks; RING: bytes, as gtcbmuf.exchange has it.
    Rank 0 prints the simulated seconds of a step, and the bytes that rank 0 and all ranks sent in a step. */
 #include <mpi.h>

@@ -113,8 +113,10 @@ static void owners(rank *me)
     for (size_t k = 0; k < 2; k++) {
         const size_t n = lengths[k], size = (size_t)me->size, base = n / size, extra = n % size, own_rank = (size_t)me->rank;
         const size_t first = own_rank * base + (own_rank < extra ? own_rank : extra), own = base + (own_rank < extra);
-        float *residuals[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))}, *seconds[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))};
-        float *dense = malloc(n * sizeof(float)), *gradient = values(me->rank, n), *r = calloc(n * size, sizeof(float)), *s = calloc(n, sizeof(float));
+        float *residuals[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))};
+        float *seconds[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))};
+        float *dense = malloc(n * sizeof(float)), *gradient = values(me->rank, n);
+        float *r = calloc(n * size, sizeof(float)), *s = calloc(n, sizeof(float));
         for (int step = 0; step < STEPS; step++) {
             gtcb_segment segments[] = {{gradient, n / 3}, {gradient + n / 3, n - n / 3}};
             gtcb_encode_job job = {.segments = segments, .segment_count = 2, .dtype = GTCB_F32, .elements = n,
