@@ -32,7 +32,7 @@ class Metrics:
 
     def open(self, groups) -> None:
         """Of this rank; FileError where it cannot be written."""
-        self._exchanges = [x for x in (groups.world, groups.intra, groups.inter) if hasattr(x, "counters")]
+        self._exchanges = [x for x in (groups.world, groups.intra, groups.peers) if hasattr(x, "counters")]
         self._rank, self._blocks = groups.world.rank, 0
         self._counted, self._at = self._count(), time.monotonic()
         if self.folder is not None and self._file is None:

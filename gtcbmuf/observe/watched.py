@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 def watch(groups, timeline):
     """The same groups; what is posted to them is noted."""
-    named = {"world": groups.world, "intra": groups.intra, "inter": groups.inter}
-    names = {"world": "world", "intra": f"group {groups.index}", "inter": "leaders"}
-    watched = {key: x and WatchedExchange(x, names[key], timeline) for key, x in named.items()}
-    return SimpleNamespace(**watched, members=groups.members, index=groups.index)
+    watched = lambda exchange, name: exchange and WatchedExchange(exchange, name, timeline)
+    peers = watched(groups.peers, "peers" if groups.inter is None else "leaders")
+    return SimpleNamespace(world=watched(groups.world, "world"), intra=watched(groups.intra, f"group {groups.index}"),
+                           inter=groups.inter and peers, peers=peers, members=groups.members, index=groups.index)  # fmt: skip
 
 
 class WatchedExchange:

@@ -121,7 +121,6 @@ def test_preempted_twice(cluster, tmp_path, whole, template, strategy):
     assert load(tmp_path / "job/run").files == whole(strategy)
 
 
-@pytest.mark.xfail(strict=False, reason="has not passed to its end yet: the comparison of bits is not confirmed")
 @pytest.mark.parametrize("template, hung", [
     ("openmpi-srun-cpu.sbatch", False), ("openmpi-srun-cpu.sbatch", True), ("openmpi-mpirun-cpu.sbatch", True),
 ])  # fmt: skip
