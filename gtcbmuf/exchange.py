@@ -1,13 +1,12 @@
 """MpiExchange: the operations of docs/layers.md between the ranks of an MPI communicator.
 
-The work is done in gtcbmuf._core; here are arguments, waiting and errors.
+The work is done in gtcbmuf._core; here are arguments, in gtcbmuf.tickets waiting and errors.
 """
 
 from __future__ import annotations
 
 import atexit
 import operator
-import time
 import weakref
 from collections.abc import Sequence
 
@@ -21,25 +20,12 @@ except ImportError as error:
         f"({error}): install gtcbmuf again with a C and C++ compiler at hand"
     ) from error
 from gtcbmuf import whereabouts
-from gtcbmuf.backends.layout import Header, parse_header
-from gtcbmuf.errors import (
-    DeadlineError,
-    ExchangeClosedError,
-    GtcbmufError,
-    LauncherError,
-    MessageError,
-    MismatchError,
-    NonFiniteError,
-)
+from gtcbmuf.errors import LauncherError
+from gtcbmuf.tickets import Ticket, closed_or_broken
 
-_STATUS = {code: name for name, code in _core.STATUS.items()}
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
 RING_BYTES = 1 << 18  # with g ranks on a host, bodies between hosts from RING_BYTES / (16 g - 15) go around a ring
-
-
-class ExchangeError(GtcbmufError):
-    """MPI itself reported an error, or there was no memory."""
 
 
 class Engine:
@@ -130,7 +116,7 @@ class MpiExchange:
         try:
             self._core = _core.Exchange(engine._core, _handle(MPI, comm), hosts)
         except _core.CodecError as error:
-            raise _closed_or_broken(error) from error
+            raise closed_or_broken(error) from error
 
     @property
     def sequence(self) -> int:
@@ -202,7 +188,7 @@ class MpiExchange:
         try:
             core = getattr(self._core, name)(*arguments)
         except _core.CodecError as error:
-            raise _closed_or_broken(error) from error
+            raise closed_or_broken(error) from error
         except TypeError as error:
             if "incompatible function arguments" not in str(error):
                 raise
@@ -226,81 +212,6 @@ class MpiExchange:
         """End what is in flight. False if MPI may still touch its buffers, or messages may lie
         unread: then no rank may free the communicator."""
         return self._core.close()
-
-
-class Ticket:
-    """An operation under way; see docs/layers.md. Its arrays are the operation's until wait returns."""
-
-    def __init__(self, exchange: MpiExchange, core, dtype, site):
-        self._exchange, self._core, self._dtype, self._site = exchange, core, dtype, site
-        self._headers = None
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Until the operation is done, or raises; DeadlineError after `timeout` seconds.
-
-        A deadline ends the exchange. Ctrl-C interrupts a wait; the operation goes on.
-        """
-        engine = self._exchange.engine
-        seconds = engine.timeout_seconds if timeout is None else timeout
-        begin = time.monotonic()
-        done = self._core.wait(min(seconds, engine.stall_seconds))
-        if not done and engine.stall_seconds < seconds:
-            wait = self._core.waits_for(time.monotonic() - begin)
-            if wait is not None:
-                whereabouts.tell_of_stall(wait["text"] + self._exchange._who, engine.stall_seconds, seconds, self._site)
-            done = self._core.wait(max(0.0, begin + seconds - time.monotonic()))
-        if not done:
-            self._core.give_up(time.monotonic() - begin)
-        failure = self._core.failure()
-        if failure is not None:
-            raise self._error(failure)
-
-    def _error(self, failure: dict) -> GtcbmufError:
-        """Here is known, beside what C knows: the job's numbers of the ranks, and where operations were posted."""
-        if failure["posts_differ"]:
-            sides = failure["rank"], failure["index"]
-            sites = whereabouts.exchange_call_sites(self._exchange._comm, sides, self._site)
-            failure["text"] += "".join(f"; rank {r} posted it at {sites[r]}" for r in sides)
-        if failure["posts_differ"] or _STATUS[failure["status"]] == "DEADLINE":
-            failure["text"] += self._exchange._who
-        return _error(failure, self._core.late())
-
-    @property
-    def headers(self) -> list[Header]:
-        """Of all ranks, in rank order."""
-        if self._headers is None:
-            self._headers = [parse_header(self._core.header(r)) for r in range(self._exchange.size)]
-        return self._headers
-
-    @property
-    def sequence(self) -> int:
-        """Of the operation, on its exchange."""
-        return self._core.sequence
-
-    @property
-    def bytes_sent(self) -> int:
-        """By this rank, to all others together, headers included; what they read in shared memory, too."""
-        return self._core.bytes_sent
-
-    @property
-    def times(self) -> tuple[float, float, float, float]:
-        """Seconds of time.monotonic(), once done: posted, begun (encode begins), announced (encoded; its
-        header is on its way), done."""
-        return self._core.times
-
-    def decode_add(self, dense) -> None:
-        """post_encode: dense += every rank's quanta, in rank order; post_owners: += every shard's result.
-        The messages stay as they are."""
-        self._core.decode_add(dense)
-
-    def arrays(self) -> list[np.ndarray]:
-        """post_allgather: every rank's array, in rank order; read-only views of what was received."""
-        if self._dtype is None:
-            raise TypeError("arrays() is for tickets of post_allgather")
-        arrays = [self._core.body(r).view(self._dtype) for r in range(self._exchange.size)]
-        for array in arrays:
-            array.flags.writeable = False
-        return arrays
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -338,40 +249,3 @@ def _bucket(bucket) -> int:
     if not 0 <= bucket < MAX_BUCKET:
         raise ValueError(f"bucket is {bucket}; it must be from 0 to {MAX_BUCKET - 1}")
     return bucket
-
-
-# -- errors -------------------------------------------------------------------------------------
-
-_CURES = {
-    "MISMATCH": "all ranks must post the same operations in the same order",
-    "DEADLINE": "is that rank alive, and does it take the same path? GTCBMUF_TIMEOUT_SECONDS sets "
-    "how long to wait",
-}
-
-
-def _error(failure: dict, late: list[int]) -> GtcbmufError:
-    """The exception for a failed operation. The texts come from C, the same on every rank that
-    can know them."""
-    status, text = _STATUS[failure["status"]], failure["text"]
-    if status == "NON_FINITE":
-        return NonFiniteError(failure["rank"], failure["bucket"], failure["index"])
-    if status in _CURES:
-        text = f"{text}: {_CURES[status]}"
-    if status == "DEADLINE":
-        error = DeadlineError(text)
-        error.ranks = late
-        return error
-    if status == "MISMATCH":
-        return MismatchError(text)
-    if status == "CLOSED":
-        return ExchangeClosedError(text)
-    if status in ("NO_MEMORY", "MPI_ERROR", "BAD_ARGUMENT", "TOO_SMALL"):
-        return ExchangeError(text)
-    return MessageError(text)
-
-
-def _closed_or_broken(error) -> GtcbmufError:
-    status, text = error.args
-    if _STATUS[status] == "CLOSED":
-        return ExchangeClosedError(f"the exchange was closed by an earlier error: {text}")
-    return ExchangeError(text)

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 import torch_oracle as oracle
 from torch_runs import wrapped
 

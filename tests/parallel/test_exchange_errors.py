@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from exchanges import check_encode, gradient, needs, same_everywhere
 
-from gtcbmuf.errors import DeadlineError, MessageError, MismatchError, NonFiniteError
-from gtcbmuf.exchange import Engine, ExchangeClosedError, MpiExchange
+from gtcbmuf.errors import DeadlineError, ExchangeClosedError, MessageError, MismatchError, NonFiniteError
+from gtcbmuf.exchange import Engine, MpiExchange
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_non_finite_gradient(comm, exchange, bad):

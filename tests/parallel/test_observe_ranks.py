@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch_oracle as oracle
 from torch_runs import train_rank, wrapped
 
 import gtcbmuf.torch as hvd

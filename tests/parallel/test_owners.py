@@ -8,8 +8,7 @@ from exchanges import gradient, needs, same_everywhere
 from mpi4py import MPI
 
 from gtcbmuf.backends import portable
-from gtcbmuf.errors import MessageError, MismatchError, NonFiniteError
-from gtcbmuf.exchange import ExchangeClosedError
+from gtcbmuf.errors import ExchangeClosedError, MessageError, MismatchError, NonFiniteError
 
 SECOND = 1.75  # τ₂, in units of τ
 

@@ -24,7 +24,8 @@ ALLOWED = {
     "whereabouts": set(),
     "neighbours": set(),
     "ending": {"neighbours"},
-    "exchange": {"_core", "backends", "whereabouts"},
+    "tickets": {"_core", "backends", "exchange", "whereabouts"},  # of exchange its type only
+    "exchange": {"_core", "tickets", "whereabouts"},
     "runtime": {"agreement", "config", "ending", "exchange", "groups", "launcher", "neighbours", "windows"},
     "windows": set(),
     "preemption": {"agreement", "runtime"},
