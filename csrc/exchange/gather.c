@@ -112,18 +112,7 @@ static gtcb_status begin(gtcb_op *op)
             gtcb_op_check_short_body(op, r, body_bytes(op, r));
         else if (r != x->rank && place_of(op, r))
             check_placed(op, r);
-    if (gtcb_goes_around(x, longest))
-        return gtcb_ring_begin(op);
-    gtcb_status status = GTCB_OK;
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        gtcb_span coming = spans(op, peer).of[0];
-        status = gtcb_op_expect(op, coming.data, coming.bytes, peer, 0, peer);
-    }
-    gtcb_span own = spans(op, x->rank).of[0];
-    for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), 0);
-    return status;
+    return gtcb_spread(op, longest);
 }
 
 static void arrived(gtcb_op *op, uint32_t slot)

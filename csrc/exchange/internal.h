@@ -234,6 +234,8 @@ gtcb_status gtcb_ring_open(gtcb_exchange *exchange, const uint32_t *hosts);
 bool gtcb_goes_around(const gtcb_exchange *exchange, size_t longest);
 /* Posts what comes in the present phase, and sends what is this rank's own. */
 gtcb_status gtcb_ring_begin(gtcb_op *op);
+/* One body of each rank to all, in the present phase: around the ring or straight. `longest`: the same number on all ranks. */
+gtcb_status gtcb_spread(gtcb_op *op, size_t longest);
 /* For each class to call when a slot has arrived. */
 void gtcb_ring_pass_on(gtcb_op *op);
 bool gtcb_ring_mark_late(gtcb_op *op);

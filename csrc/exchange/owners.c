@@ -208,18 +208,7 @@ static gtcb_status send_results(gtcb_op *op)
         longest = result(op, r).of[0].bytes > longest ? result(op, r).of[0].bytes : longest;
     op->phase = 2;
     op->batch.receive_ahead = false;
-    if (gtcb_goes_around(x, longest))
-        return gtcb_ring_begin(op);
-    gtcb_status status = GTCB_OK;
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        gtcb_span coming = result(op, peer).of[0];
-        status = gtcb_op_expect(op, coming.data, coming.bytes, peer, 2, peer);
-    }
-    gtcb_span own = result(op, x->rank).of[0];
-    for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), 2);
-    return status;
+    return gtcb_spread(op, longest);
 }
 
 static void arrived(gtcb_op *op, uint32_t slot)

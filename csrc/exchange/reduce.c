@@ -200,17 +200,7 @@ static gtcb_status send_results(gtcb_op *op)
         if (status)
             return gtcb_op_fail(op, status, x->rank, "result: %s", gtcb_status_text(status));
     }
-    if (gtcb_goes_around(x, GTCB_HEADER_BYTES + part_bytes(op, 0)))
-        return gtcb_ring_begin(op);
-    gtcb_status status = GTCB_OK;
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        if (part_bytes(op, peer))
-            status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES + part_bytes(op, peer), peer, 1, peer);
-    }
-    for (uint32_t i = 1; i < x->size && own_bytes && !status; i++)
-        status = gtcb_op_send(op, own, GTCB_HEADER_BYTES + own_bytes, gtcb_peer(x, i), 1);
-    return status;
+    return gtcb_spread(op, GTCB_HEADER_BYTES + part_bytes(op, 0));
 }
 
 static gtcb_status proceed(gtcb_op *op)

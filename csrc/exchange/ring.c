@@ -96,6 +96,23 @@ gtcb_status gtcb_ring_begin(gtcb_op *op)
     return status;
 }
 
+gtcb_status gtcb_spread(gtcb_op *op, size_t longest)
+{
+    gtcb_exchange *x = op->exchange;
+    if (gtcb_goes_around(x, longest))
+        return gtcb_ring_begin(op);
+    gtcb_status status = GTCB_OK;
+    for (uint32_t i = 1; i < x->size && !status; i++) {
+        uint32_t peer = gtcb_peer(x, x->size - i);
+        gtcb_span coming = op->class->spans(op, peer).of[0];
+        status = gtcb_op_expect(op, coming.data, coming.bytes, peer, op->phase, peer);
+    }
+    gtcb_span own = op->class->spans(op, x->rank).of[0];
+    for (uint32_t i = 1; i < x->size && !status; i++)
+        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), op->phase);
+    return status;
+}
+
 /* In the order in which they came: MPI matches messages of one tag in the order of posting. */
 void gtcb_ring_pass_on(gtcb_op *op)
 {
