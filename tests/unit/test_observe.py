@@ -93,7 +93,7 @@ def test_a_record_has_what_was_counted_since_the_one_before(tmp_path):
     world, intra, records = Counting(), Counting(), []
     metrics = Metrics(tmp_path / "new", records.append, norms_every=2)
     world.total = 1000.0  # before it began
-    observed = Observer(SimpleNamespace(world=world, intra=intra, inter=None), metrics, None)
+    observed = Observer(SimpleNamespace(world=world, intra=intra, inter=None, peers=None), metrics, None)
     for step in range(1, 4):
         Worker.steps = step
         world.total += 3 * step
@@ -112,7 +112,7 @@ def test_a_record_has_what_was_counted_since_the_one_before(tmp_path):
 
 
 def test_a_run_that_goes_on_appends(tmp_path):
-    groups = SimpleNamespace(world=Counting(), intra=Counting(), inter=None)
+    groups = SimpleNamespace(world=Counting(), intra=Counting(), inter=None, peers=None)
     for _ in range(2):
         observed = Observer(groups, Metrics(tmp_path), None)
         observed.step(Worker())
@@ -127,7 +127,7 @@ def test_what_cannot_be_is_refused(tmp_path):
         Metrics(tmp_path, norms_every=0)
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match=r"rank 3: .*metrics-rank0003.jsonl cannot be written.*Give a folder"):
-        Observer(SimpleNamespace(world=Counting(), intra=None, inter=None), Metrics(tmp_path / "file"), None)
+        Observer(SimpleNamespace(world=Counting(), intra=None, inter=None, peers=None), Metrics(tmp_path / "file"), None)
 
 
 def test_virtual_workers_have_records_without_counters():
@@ -207,7 +207,7 @@ def test_the_command(tmp_path, capsys):
 def test_steps_that_are_not_asked_for_are_not_noted(tmp_path):
     timeline, worker = Timeline(tmp_path, steps=range(2, 3)), SimpleNamespace()
     exchange = SimpleNamespace(rank=0, size=1)
-    observed = Observer(SimpleNamespace(world=exchange, intra=exchange, inter=None, members=[[0]], index=0), None, timeline)
+    observed = Observer(SimpleNamespace(world=exchange, intra=exchange, inter=None, peers=None, members=[[0]], index=0), None, timeline)
     for step in range(1, 5):
         with observed.span("update"):
             pass
@@ -232,7 +232,7 @@ def test_ranges_where_nvtx_is_installed(monkeypatch):
         log.append(("pop", name, domain))
 
     monkeypatch.setattr(observer, "nvtx", SimpleNamespace(annotate=annotate))
-    observed = Observer(SimpleNamespace(world=Counting(), intra=None, inter=None), None, None)
+    observed = Observer(SimpleNamespace(world=Counting(), intra=None, inter=None, peers=None), None, None)
     with observed.span("update"):
         log.append("inside")
     assert log == [("push", "update", "gtcbmuf"), "inside", ("pop", "update", "gtcbmuf")]
@@ -240,6 +240,6 @@ def test_ranges_where_nvtx_is_installed(monkeypatch):
 
 def test_nvtx_itself_takes_these_ranges(monkeypatch):
     monkeypatch.setattr(observer, "nvtx", pytest.importorskip("nvtx", reason="needs nvtx"))
-    observed = Observer(SimpleNamespace(world=Counting(), intra=None, inter=None), None, None)
+    observed = Observer(SimpleNamespace(world=Counting(), intra=None, inter=None, peers=None), None, None)
     with observed.span("update"):
         pass
