@@ -33,8 +33,8 @@ struct team { fake_world *world; _Atomic bool failed; void (*play)(rank *me); pt
 
 #define WINDOW_BYTES (4096 + 9000)    /* some bodies find no room */
 
-/* Plays the game in all ways of driving and with all kinds of hosts. */
-void with_team(int size, unsigned seed, const char *name, void (*game)(rank *me));
+/* Plays the game with all kinds of hosts: in all ways of driving, or (games that wait for clocks) in one with each. */
+void with_team(int size, unsigned seed, const char *name, void (*game)(rank *me), bool all_ways);
 void meet(rank *me);
 void dawdle(rank *me);
 const gtcb_failure *finish(gtcb_op *op);

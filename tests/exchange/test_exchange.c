@@ -178,20 +178,20 @@ int main(int argc, char **argv)
     int size = argc > 1 ? atoi(argv[1]) : 3;
     unsigned seed = argc > 2 ? (unsigned)atoi(argv[2]) : 1;
     CHECK(size >= 1 && size <= 64);
-    with_team(size, seed, "reduce", reduce);
-    with_team(size, seed, "broadcast", broadcast);
-    with_team(size, seed, "encode", encode);
-    with_team(size, seed, "owners", owners);
-    with_team(size, seed, "allgather", allgather);
-    with_team(size, seed, "keep", keep);
-    with_team(size, seed, "non_finite", non_finite);
+    with_team(size, seed, "reduce", reduce, true);
+    with_team(size, seed, "broadcast", broadcast, true);
+    with_team(size, seed, "encode", encode, true);
+    with_team(size, seed, "owners", owners, true);
+    with_team(size, seed, "allgather", allgather, true);
+    with_team(size, seed, "keep", keep, true);
+    with_team(size, seed, "non_finite", non_finite, true);
     if (size > 1) {
-        with_team(size, seed, "mismatch", mismatch);
-        with_team(size, seed, "damage", damage);
-        with_team(size, seed, "deadline", deadline);
-        with_team(size, seed, "leaver", leaver);
-        with_team(size, seed, "broken_mpi", broken_mpi);
-        with_team(size, seed, "abandon", abandon);
+        with_team(size, seed, "mismatch", mismatch, false);
+        with_team(size, seed, "damage", damage, false);
+        with_team(size, seed, "deadline", deadline, false);
+        with_team(size, seed, "leaver", leaver, true);
+        with_team(size, seed, "broken_mpi", broken_mpi, false);
+        with_team(size, seed, "abandon", abandon, false);
     }
     return 0;
 }
