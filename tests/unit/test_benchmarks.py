@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench
-from benchmarks import build, codec, counts, exchange, files, gradients, packing, peers, tables, timing, unpacking
+from benchmarks import build, codec, counts, exchange, files, gradients, memory, packing, peers, tables, timing, unpacking
 from benchmarks.library import Library
 
 from gtcbmuf.errors import GtcbmufError, SettingsError
@@ -137,6 +137,12 @@ def test_medians_are_of_pairs():
     assert timing.medians(samples)["a"] == {"cpu": 4.0, "wall": 4.0}
     assert timing.ratio(samples, "a", "b") == {"cpu": 2.0, "wall": 2.0}
     assert timing.difference(samples, "a", "b") == {"cpu": 2.0, "wall": 2.0}
+
+
+def test_the_page_has_the_memory_that_was_measured():
+    docs = build.ROOT / "docs"
+    shown = (docs / "performance-exchange.md").read_text()
+    assert memory.table(files.load(docs / "results" / "memory.json", memory.PART)).strip() in shown
 
 
 def test_the_page_has_the_tables_of_the_saved_results():
