@@ -21,6 +21,8 @@ def test_nothing_grows(ranks, exchanges, starts, timeout):
         for part, marks in found.items():
             early, late = marks[2], marks[-1]  # buffers have their lengths by then
             print(f"rank {rank}, {part}: {early} -> {late}")
-            assert late["threads"] == early["threads"] and late["files"] == early["files"], (rank, part)
+            assert late["files"] == early["files"], (rank, part)
+            # one that has just ended may be counted still; one that stays is in all of the last marks
+            assert min(mark["threads"] for mark in marks[-3:]) <= early["threads"], (rank, part)
             assert late["kB"] - early["kB"] < 1024, (rank, part)
     print(f"{ranks} ranks, {exchanges} exchanges, {starts} starts: {seconds:.0f} s")
