@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 import pytest
-from exchanges import needs, opened
+from exchanges import needs, opened, windows_of
 
 from gtcbmuf import windows
 
@@ -95,7 +95,7 @@ def test_no_window_where_ranks_see_other_memory(comm, monkeypatch, tmp_path):
 
 def test_windows_leave_no_files(comm):
     needs(comm, 2)
-    found = windows.open_windows(comm)
+    found = windows_of(comm)
     assert len(found) == comm.size and not any(window.any() for window in found)
     assert not [name for name in os.listdir(windows.FOLDER) if name.startswith("gtcbmuf-")]
     comm.Barrier()
@@ -103,5 +103,5 @@ def test_windows_leave_no_files(comm):
 
 def test_only_before_the_first_operation(comm, shared):
     with pytest.raises(Exception, match="argument"):
-        shared.share(windows.open_windows(comm))
+        shared.share(windows_of(comm))
     shared.post_allgather(np.zeros(3, np.uint8)).wait()  # it goes on
