@@ -93,12 +93,8 @@ static gtcb_status begin(gtcb_op *op)
             memcpy(slot_of(op, r) + GTCB_HEADER_BYTES, gtcb_op_short_body(op, r), expected);
     if (is_short(op))
         return GTCB_OK;
-    for (uint32_t i = 1; i < x->size && expected && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);
-        if (!status)
-            status = gtcb_op_expect(op, slot_of(op, peer) + GTCB_HEADER_BYTES, expected, peer, 0, peer);
-    }
+    /* Sends first, here and in gtcb_spread: where two ranks send each other long bodies, Open MPI's answer to a request to send must
+       go out before the own body fills the same TCP connection, or the two bodies go one after the other. */
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t peer = gtcb_peer(x, i), owned = is_direct(op) ? 0 : peer;
         if (!part_bytes(op, owned))
@@ -106,6 +102,12 @@ static gtcb_status begin(gtcb_op *op)
         status = gtcb_op_send(op, part_header(op, owned), GTCB_HEADER_BYTES, peer, 0);
         if (!status)
             status = gtcb_op_send(op, part(op, owned), part_bytes(op, owned), peer, 0);
+    }
+    for (uint32_t i = 1; i < x->size && expected && !status; i++) {
+        uint32_t peer = gtcb_peer(x, x->size - i);
+        status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);
+        if (!status)
+            status = gtcb_op_expect(op, slot_of(op, peer) + GTCB_HEADER_BYTES, expected, peer, 0, peer);
     }
     return status;
 }

@@ -102,14 +102,14 @@ gtcb_status gtcb_spread(gtcb_op *op, size_t longest)
     if (gtcb_goes_around(x, longest))
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
+    gtcb_span own = op->class->spans(op, x->rank).of[0];
+    for (uint32_t i = 1; i < x->size && !status; i++)
+        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), op->phase);
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
         gtcb_span coming = op->class->spans(op, peer).of[0];
         status = gtcb_op_expect(op, coming.data, coming.bytes, peer, op->phase, peer);
     }
-    gtcb_span own = op->class->spans(op, x->rank).of[0];
-    for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), op->phase);
     return status;
 }
 
