@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
 
 import bench
 from benchmarks import files, memory, overlap
@@ -76,3 +77,10 @@ def test_a_saved_file_gives_the_same_text(tmp_path, capsys):
     files.save(tmp_path / "b.json", overlap.PART, OVERLAP)
     bench.main(["overlap", "--table", str(tmp_path / "b.json")])
     assert capsys.readouterr().out == overlap.text(OVERLAP) + "\n"
+
+
+def test_the_page_shows_what_was_hidden():
+    docs = ROOT / "docs"
+    page = (docs / "performance-exchange.md").read_text()
+    content = files.load(docs / "results" / "overlap.json", overlap.PART)
+    assert overlap.table(content) in page and all(overlap.timeline(run) in page for run in content["runs"])
