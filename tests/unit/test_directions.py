@@ -35,7 +35,7 @@ ALLOWED = {
     "bound": {"observe", "policy", "runtime", "agreement"},
     "numpy": {"bound", "observe", "policy"},
     "cupy": {"bound", "device", "observe", "policy"},
-    "torch": {"", "checkpoint", "observe", "policy", "preemption"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
     "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
 }
