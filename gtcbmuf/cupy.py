@@ -75,10 +75,8 @@ class CupyKind:
         return cupy.asarray(values)
 
     def read(self, array: cupy.ndarray) -> np.ndarray:
-        self._home.follow()
-        return self._home.codec.read("array", array).reshape(array.shape)
+        return self._home.read(array).reshape(array.shape)
 
     def write(self, array: cupy.ndarray, values: np.ndarray) -> None:
-        self._home.follow()
         with np.errstate(over="ignore"):
-            self._home.codec.write("array", array, np.ascontiguousarray(values, array.dtype))
+            self._home.write(array, np.ascontiguousarray(values, array.dtype))

@@ -67,11 +67,6 @@ class DeviceExchange:
         if ticket is not None:
             ticket.send()
 
-    def leave(self) -> None:
-        """After a fault that the others cannot learn of in place of a message: they need not wait for this rank."""
-        if hasattr(self.exchange, "leave"):  # one of virtual workers has none, nor waits
-            self.exchange.leave()
-
 
 class _Place:
     """Pinned memory for a bucket's message, and how far the copy to it is."""

@@ -28,11 +28,12 @@ class Home:
         self._stream = stream
         self.codec = cuda.CudaCodec(device, stream())
         self._exchange: DeviceExchange | None = None  # of the lanes on the device
+        self._groups = None  # the worker's exchanges
 
     def move_in(self, worker: Worker) -> None:
         """To be called when the worker has just been made: its own arrays go. What it is given to post, and what
         it gives as a gradient, are arrays on the device from then on; a dense bucket's gradient is one on the host."""
-        self._last = len(worker.layout.buckets) - 1
+        self._last, self._groups = len(worker.layout.buckets) - 1, worker.groups
         worker.share(self._lane)
 
     def _lane(self, lane: Lane) -> Lane:
@@ -55,17 +56,31 @@ class Home:
         """Copies; bfloat16 as its bits in uint16. Waits."""
         return [self.codec.read(f"segments[{i}]", segment) for i, segment in enumerate(segments)]
 
+    def read(self, array) -> np.ndarray:
+        """A copy of the caller's array on the host, 1-D. Waits."""
+        with self.ending_all():
+            self.follow()
+            return self.codec.read("array", array)
+
+    def write(self, array, values: np.ndarray) -> None:
+        """values, of the array's dtype, into the caller's array. Waits."""
+        with self.ending_all():
+            self.follow()
+            self.codec.write("array", array, values)
+
     @contextlib.contextmanager
-    def ending_all(self, exchange) -> Iterator[None]:
-        """What fails inside, on this rank, ends the exchange for all of them: none waits for this one. DeviceError."""
+    def ending_all(self) -> Iterator[None]:
+        """What fails inside, on this rank, closes the worker's exchanges for all ranks: none waits for this one. DeviceError."""
         try:
             yield
         except Exception as error:
-            if hasattr(exchange, "leave"):  # one of virtual workers has none, nor waits
-                exchange.leave()
+            groups = self._groups
+            for exchange in {id(x): x for x in (groups.world, groups.intra, groups.peers) if x is not None}.values():
+                if hasattr(exchange, "leave"):  # one of virtual workers has none, nor waits
+                    exchange.leave(device_failed=True)
             if isinstance(error, GtcbmufError):
                 raise
             raise DeviceError(
-                f"rank {exchange.rank}: its device has failed, or cannot use the arrays: {type(error).__name__}: {error}. "
+                f"rank {groups.world.rank}: its device has failed, or cannot use the arrays: {type(error).__name__}: {error}. "
                 "The exchange is closed; docs/cuda.md, Faults, says more."
             ) from error

@@ -42,7 +42,7 @@ class DeviceLane(GTCLane):
         if not whole:
             dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
             return self._encode(segments, self.threshold, max_sent=self.cap, dtype=dtype)
-        with self._home.ending_all(self.exchange):
+        with self._home.ending_all():
             self._total = np.empty(self.bucket.elements, np.float32)
             gather_add(self._home.to_host(segments), self.bucket.dtype, self.residual.read(), self._total)
         return self._reduce(1)
@@ -75,14 +75,14 @@ class DeviceLane(GTCLane):
             super().commit(ticket, present)
             return
         scale_to_all(self._total, present, self.average)
-        with self._home.ending_all(self.exchange):
+        with self._home.ending_all():
             if present[self.exchange.rank]:
                 self.residual.clear()
             self.gradient.write(self._total)
         self._total = None
 
     def receive(self, ticket) -> None:
-        with self._home.ending_all(self.exchange):
+        with self._home.ending_all():
             self.gradient.clear()
             ticket.decode_add(self.gradient)
             if self.average:
@@ -114,7 +114,7 @@ class HostedLane:
     def post(self, segments: Sequence, whole: bool = False):
         self._home.follow()
         self._home.flush()
-        with self._home.ending_all(self._own.exchange):
+        with self._home.ending_all():
             self._segments = self._home.to_host(segments)
         return self._own.post(self._segments, whole)
 
