@@ -53,3 +53,7 @@ class LauncherError(GtcbmufError):
 
 class SettingsError(GtcbmufError, ValueError):
     """A setting has a value, or settings a combination, that makes no sense; says the cure."""
+
+
+class DeviceError(GtcbmufError):
+    """A GPU has failed, has no memory left, or was given arrays that it cannot use; says on which rank."""

@@ -204,9 +204,10 @@ class MpiExchange:
         and seconds: encode, exchange (from headers sent to done, operations overlap), decode, wait."""
         return self._core.counters()
 
-    def leave(self) -> None:
-        """Tell the other ranks that this one will post nothing more: what they wait for fails at once."""
-        self._core.leave()
+    def leave(self, device_failed: bool = False) -> None:
+        """Tell the other ranks that this one will post nothing more, and whether for a fault of its GPU: what they wait
+        for fails at once."""
+        self._core.leave(device_failed)
 
     def close(self) -> bool:
         """End what is in flight. False if MPI may still touch its buffers, or messages may lie

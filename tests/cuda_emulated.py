@@ -6,6 +6,8 @@ CuPy, PyTorch or JAX.
 
 import ctypes
 import functools
+import os
+import sysconfig
 import tempfile
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -26,9 +28,18 @@ cuda_tests = _load("cuda_tests", Path(__file__).parent / "cuda" / "run.py")
 
 @functools.cache
 def emulated_core():
-    """What gtcbmuf._core.cuda is where CUDA was built; compiled once in a process, in some ten seconds."""
-    with tempfile.TemporaryDirectory() as directory:  # once loaded, its file is no longer needed
-        return _load("emulated_cuda", cuda_tests.Builder(directory).module())
+    """What gtcbmuf._core.cuda is where CUDA was built; compiled once for these sources, in some ten seconds."""
+    return _load("emulated_cuda", emulated_module())
+
+
+def emulated_module():
+    """Its file, in build/: so that each mpirun, and each of its ranks, need not make it anew."""
+    target = cuda_tests.ROOT / "build" / "emulated" / f"{cuda_tests.fingerprint()}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+            os.replace(cuda_tests.Builder(directory).module(), target)  # another process may have been as quick
+    return target
 
 
 class Uploaded:

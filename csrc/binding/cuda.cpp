@@ -143,6 +143,13 @@ static void block_update(int device, const std::string &dtype, uint64_t elements
     check_cuda(gtcb_cuda_block_update(&block, &launch));
 }
 
+static void divide(int device, Address values, uint64_t elements, float divisor, Address stream, unsigned blocks)
+{
+    OnDevice on(device);
+    const gtcb_cuda_launch launch = launch_on(stream, blocks);
+    check_cuda(gtcb_cuda_divide((float *) values, elements, divisor, &launch));
+}
+
 // What a DLPack capsule says: (address, shape, strides, type code, bits, device type, device). The array must outlive it.
 static nb::tuple look_into(nb::ndarray<nb::ro> array)
 {
@@ -170,9 +177,14 @@ void bind_cuda(nb::module_ &m)
     m.def("validate", validate);
     m.def("decode_add", decode_add);
     m.def("block_update", block_update);
+    m.def("divide", divide);
     m.def("copy", [](int device, Address to, Address from, size_t bytes, Address stream) {
         OnDevice on(device);
         check_cuda(gtcb_cuda_copy((void *) to, (const void *) from, bytes, (void *) stream));
+    });
+    m.def("zero", [](int device, Address memory, size_t bytes, Address stream) {
+        OnDevice on(device);
+        check_cuda(gtcb_cuda_zero((void *) memory, bytes, (void *) stream));
     });
     m.def("synchronize", [](int device, Address stream) {
         OnDevice on(device);

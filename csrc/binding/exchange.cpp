@@ -378,7 +378,10 @@ void bind_exchange(nb::module_ &m)
         .def(nb::init<nb::object, uint64_t, const std::vector<uint32_t> &>(), "engine"_a, "comm"_a, "hosts"_a)
         .def("close", &Exchange::close)
         .def("share", share, "windows"_a)
-        .def("leave", [](Exchange &x) { nb::gil_scoped_release released; gtcb_exchange_leave(x.exchange); })
+        .def("leave", [](Exchange &x, bool device_failed) {
+            nb::gil_scoped_release released;
+            gtcb_exchange_leave(x.exchange, device_failed ? GTCB_CUDA_ERROR : GTCB_CLOSED);
+        })
         .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
              "threshold"_a, "max_sent"_a.none())
         .def("post_owners", post_owners, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),

@@ -31,7 +31,7 @@ typedef enum gtcb_status {
     GTCB_MPI_ERROR,
     GTCB_DEADLINE,
     GTCB_CLOSED,
-    GTCB_CUDA_ERROR         /* a kernel could not be started */
+    GTCB_CUDA_ERROR         /* a GPU failed, or a kernel could not be started */
 } gtcb_status;
 
 const char *gtcb_status_text(gtcb_status status);

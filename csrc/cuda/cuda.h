@@ -45,6 +45,9 @@ gtcb_status gtcb_cuda_decode_add(const gtcb_cuda_message *messages, size_t count
                                  const uint32_t *verdicts, void *scratch, const gtcb_cuda_launch *launch);
 size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements);
 
+/* values[i] /= divisor, correctly rounded; float32 [elements]. */
+gtcb_status gtcb_cuda_divide(float *values, uint64_t elements, float divisor, const gtcb_cuda_launch *launch);
+
 /* -- block update ---------------------------------------------------------------------------------- */
 
 /* BMUF's equations (docs/algorithms.md) in one pass, element by element, each operation rounded by itself:

@@ -66,6 +66,11 @@ gtcb_status gtcb_cuda_copy(void *to, const void *from, size_t bytes, void *strea
     return noted(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream));
 }
 
+gtcb_status gtcb_cuda_zero(void *memory, size_t bytes, void *stream)
+{
+    return noted(cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)stream));
+}
+
 gtcb_status gtcb_cuda_synchronize(void *stream) { return noted(cudaStreamSynchronize((cudaStream_t)stream)); }
 
 gtcb_status gtcb_cuda_event_create(void **event) { return noted(cudaEventCreate((cudaEvent_t *)event)); }

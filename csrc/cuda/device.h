@@ -31,6 +31,7 @@ gtcb_status gtcb_cuda_allocate_pinned(size_t bytes, void **host_memory);      /*
 void gtcb_cuda_free(void *device_memory);
 void gtcb_cuda_free_pinned(void *host_memory);
 gtcb_status gtcb_cuda_copy(void *to, const void *from, size_t bytes, void *stream);      /* any direction; does not wait */
+gtcb_status gtcb_cuda_zero(void *device_memory, size_t bytes, void *stream);             /* does not wait */
 gtcb_status gtcb_cuda_synchronize(void *stream);
 
 gtcb_status gtcb_cuda_event_create(void **event);

@@ -66,9 +66,9 @@ gtcb_status gtcb_exchange_share(gtcb_exchange *exchange, uint8_t *const *windows
 /* Ends what is in flight (GTCB_CLOSED). False if MPI may still touch buffers, or messages may lie unread: then
    the exchange and those operations must be left alone for good, and no rank may free the communicator. */
 bool gtcb_exchange_close(gtcb_exchange *exchange);
-/* Tells the others that this rank's program is at its end: whoever waits for an operation that it has not posted fails
-   (GTCB_CLOSED). What it has posted goes on. */
-void gtcb_exchange_leave(gtcb_exchange *exchange);
+/* Tells the others that this rank's program is at its end (status GTCB_CLOSED), or that something beside the exchange has
+   failed here, and how: whoever waits for an operation that it has not posted fails (GTCB_CLOSED). What it has posted goes on. */
+void gtcb_exchange_leave(gtcb_exchange *exchange, gtcb_status status);
 void gtcb_exchange_free(gtcb_exchange *exchange);      /* once closed, if that gave true, and all operations released */
 uint32_t gtcb_exchange_rank(const gtcb_exchange *exchange);
 uint32_t gtcb_exchange_size(const gtcb_exchange *exchange);

@@ -59,11 +59,13 @@ void gtcb_exchange_fail(gtcb_exchange *x, const gtcb_failure *failure, uint64_t 
         gtcb_batch_send(&x->farewells, x->farewell, GTCB_HEADER_BYTES, gtcb_peer(x, i), FAREWELL_TAG);
 }
 
-void gtcb_exchange_leave(gtcb_exchange *x)
+void gtcb_exchange_leave(gtcb_exchange *x, gtcb_status status)
 {
     pthread_mutex_lock(&x->engine->drive);
     uint64_t end = gtcb_first_not_begun(x);
-    gtcb_failure failure = {.status = GTCB_CLOSED, .rank = x->rank, .sequence = end, .text = "this rank's program is at its end"};
+    gtcb_failure failure = {.status = status, .rank = x->rank, .sequence = end, .text = "this rank's program is at its end"};
+    if (status != GTCB_CLOSED)
+        snprintf(failure.text, sizeof failure.text, "this rank has left it: %s", gtcb_status_text(status));
     gtcb_exchange_fail(x, &failure, end);
     pthread_mutex_unlock(&x->engine->drive);
 }

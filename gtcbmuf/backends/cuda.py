@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gtcbmuf.backends import arguments, native_is_built
-from gtcbmuf.backends.device_arrays import DeviceArray, describe, overlap, same_device
+from gtcbmuf.backends import arguments, device_arrays, native_is_built
+from gtcbmuf.backends.device_arrays import DeviceArray, overlap, same_device
+from gtcbmuf.backends.device_buffers import Buffers
 from gtcbmuf.backends.layout import HEADER_BYTES, RAW, Header
 from gtcbmuf.errors import MessageError, SettingsError
 
@@ -73,9 +74,8 @@ class CudaCodec:
 
     def __init__(self, device: int = 0, stream: int = 0):
         self.device, self.stream = device, stream
-        self._blocks = BLOCKS_PER_MULTIPROCESSOR * need_device(device)["multiprocessors"]
-        self._memory, self._pinned = {}, None
-        self._event = core.Event(device)
+        self.blocks = BLOCKS_PER_MULTIPROCESSOR * need_device(device)["multiprocessors"]
+        self.buffers = Buffers(core, device)
         # What is about messages and arrays on the host is the native codec's.
         self.raw, self.read_header, self.validate = native.raw, native.read_header, native.validate
         self.bound, self.max_sent = native.bound, native.max_sent
@@ -105,7 +105,7 @@ class CudaCodec:
         core.encode(
             self.device, [(s.address, s.elements) for s in job.segments], job.dtype, job.elements,
             job.residual_in.address, job.residual_out.address, float(tau), max_sent, sequence, bucket,
-            sender, scratch, message, self.stream, self._blocks,
+            sender, scratch, message, self.stream, self.blocks,
         )  # fmt: skip
         return message, capacity
 
@@ -123,7 +123,7 @@ class CudaCodec:
             )
         if dtype is not None and dtype not in GRADIENTS:
             raise TypeError(f"dtype is {dtype!r}; gradients are one of {', '.join(GRADIENTS)}")
-        found = [self._describe(f"segments[{i}]", s) for i, s in enumerate(segments)]
+        found = [self.describe(f"segments[{i}]", s) for i, s in enumerate(segments)]
         for i, segment in enumerate(found):
             dtype = segment.dtype if dtype is None else dtype
             if segment.dtype != dtype and (segment.dtype, dtype) != ("uint16", "bfloat16"):
@@ -163,7 +163,7 @@ class CudaCodec:
         found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32)
         if found.any():
             arrays = [arguments.message_bytes(message) for message in messages]
-            self._refuse(arrays, self._describe("dense", dense).elements, f"verdicts {found.tolist()}")
+            self._refuse(arrays, self.describe("dense", dense).elements, f"verdicts {found.tolist()}")
 
     def adding(self, messages, dense) -> Callable[[], None]:
         """decode_add in two: the messages are on the device when this returns; calling what it gives
@@ -173,7 +173,7 @@ class CudaCodec:
         placed = self._to_device(arrays, self._addable(arrays, target.elements))
         scratch = self._room("decode scratch", core.decode_scratch_bytes(target.elements))
         verdicts = self._room("verdicts", 4 * len(placed))
-        place = (scratch, self.stream, self._blocks)
+        place = (scratch, self.stream, self.blocks)
 
         def enqueue():
             core.validate(self.device, placed, target.elements, verdicts, *place)
@@ -213,11 +213,10 @@ class CudaCodec:
             places.append(at)
             at += (header.body_bytes + 15) // 16 * 16
         memory = self._room("bodies", max(at, 16))
-        staging = self._pinned_bytes(max(at, 16))
+        staging = self.buffers.pinned(max(at, 16))
         for place, array, header in zip(places, arrays, headers):
             staging[place : place + header.body_bytes] = array[HEADER_BYTES:]
-        core.copy(self.device, memory, self._pinned.address, at, self.stream)
-        self._copied()
+        self.buffers.from_pinned(memory, at, self.stream)
         return [(array[:HEADER_BYTES].tobytes(), memory + place) for place, array in zip(places, arrays)]
 
     # -- block update ---------------------------------------------------------------------------
@@ -229,7 +228,7 @@ class CudaCodec:
         block_delta. momentum η and lr ζ are rounded to that dtype. Source: docs/algorithms.md.
         """
         names = ("block_delta", "block_update", "params", "start")
-        found = [self._describe(name, a, write=name != "block_delta")
+        found = [self.describe(name, a, write=name != "block_delta")
                  for name, a in zip(names, (block_delta, block_update, params, start))]  # fmt: skip
         for name, array in zip(names, found):
             if array.dtype not in ("float32", "float64") or array.dtype != found[0].dtype:
@@ -242,13 +241,14 @@ class CudaCodec:
                     raise ValueError(f"{names[other]} and {name} overlap; pass a copy of one")
         core.block_update(
             self.device, found[0].dtype, found[0].elements, *(a.address for a in found), float(momentum),
-            float(lr), bool(nesterov), self.stream, self._blocks,
+            float(lr), bool(nesterov), self.stream, self.blocks,
         )  # fmt: skip
 
     # -- arrays and buffers ---------------------------------------------------------------------
 
-    def _describe(self, name, array, write=False) -> DeviceArray:
-        found = describe(core, name, array, self.stream, write=write)
+    def describe(self, name: str, array, write: bool = False) -> DeviceArray:
+        """Where an array of this device lies; see gtcbmuf.backends.device_arrays.describe."""
+        found = device_arrays.describe(core, name, array, self.stream, write=write)
         if found.elements and same_device({name: found}) != self.device:
             raise ValueError(
                 f"{name} lies on device {found.device}, this codec works on {self.device}; move it there"
@@ -256,33 +256,37 @@ class CudaCodec:
         return found
 
     def _float32(self, name, array, elements, write=False) -> DeviceArray:
-        found = self._describe(name, array, write)
+        found = self.describe(name, array, write)
         if found.dtype != "float32":
             raise TypeError(f"{name} has dtype {found.dtype}, expected float32")
         if elements is not None and found.elements != elements:
             raise ValueError(f"{name} has {found.elements} elements, the segments have {elements}")
         return found
 
-    def _room(self, name: str, size: int) -> int:
-        """Address of so much device memory, kept for the next call."""
-        held = self._memory.get(name)
-        if held is None or held.bytes < size:
-            core.synchronize(self.device, self.stream)  # the old one may be in use
-            self._memory[name] = held = core.DeviceMemory(self.device, size)
-        return held.address
+    # -- stream and buffers ---------------------------------------------------------------------
 
-    def _pinned_bytes(self, size: int) -> np.ndarray:
-        if self._pinned is None or len(self._pinned.array) < size:
-            self._pinned = core.PinnedMemory(size)
-        return self._pinned.array
+    def follow(self, stream: int) -> None:
+        """From now on everything runs on this stream. If it is another one, waits for what was enqueued before."""
+        if stream != self.stream:
+            core.synchronize(self.device, self.stream)
+            self.stream = stream
+
+    def read(self, name: str, array) -> np.ndarray:
+        """A copy on the host: 1-D, bfloat16 as its bits in uint16. Waits. Errors as of `describe`."""
+        found = self.describe(name, array)
+        dtype = "uint16" if found.dtype == "bfloat16" else found.dtype
+        return self._to_host(found.address, found.bytes).view(dtype).copy()
+
+    def write(self, name: str, array, values: np.ndarray) -> None:
+        """Elements of the host, of the array's dtype, into an array of the device. Waits. ValueError if they do not fit."""
+        found = self.describe(name, array, write=True)
+        if values.nbytes != found.bytes:
+            raise ValueError(f"{name} has {found.bytes} bytes, the values {values.nbytes}")
+        self.buffers.pinned(found.bytes)[: found.bytes] = values.reshape(-1).view(np.uint8)
+        self.buffers.from_pinned(found.address, found.bytes, self.stream)
+
+    def _room(self, name: str, size: int) -> int:
+        return self.buffers.room(name, size, self.stream)
 
     def _to_host(self, address: int, size: int) -> np.ndarray:
-        """A view of pinned memory, good until the next copy. Waits."""
-        view = self._pinned_bytes(size)
-        core.copy(self.device, self._pinned.address, address, size, self.stream)
-        self._copied()
-        return view[:size]
-
-    def _copied(self) -> None:
-        self._event.record(self.stream)
-        self._event.wait()
+        return self.buffers.to_host(address, size, self.stream)

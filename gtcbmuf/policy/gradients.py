@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +42,11 @@ class GradientExchange:
         self._tickets: list[Ticket] = []
         self._committed = False
         self.present = [True] * exchange.size  # who took part in the last step that anybody did
+
+    def replace(self, lane: Callable[[Lane], Lane]) -> GradientExchange:
+        """Every lane by what is given for it; before the first step."""
+        self.lanes = [lane(own) for own in self.lanes]
+        return self
 
     @property
     def idle(self) -> bool:

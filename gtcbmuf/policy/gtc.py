@@ -233,9 +233,12 @@ class GTCLane:
         return state if self.second is None else {**state, "second": self.second.state()}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.residual[:] = state["residual"]
+        self.load_residual(state["residual"])
         self.threshold = np.float32(state["threshold"])
         if self.controller is not None:
             self.controller.average = state["average_sent"]
         if self.second is not None:
             self.second.load(state["second"])
+
+    def load_residual(self, values: np.ndarray) -> None:
+        self.residual[:] = values

@@ -161,17 +161,20 @@ class Machine(Saved):
         """Of what the last step left, for metrics: see gtcbmuf/policy/measures.py."""
         return measures(None if self.warming_up else self._gradients, self._blocks, norms, block_norm_since)
 
-    # -- virtual workers of one process ---------------------------------------------------------
+    # -- other memory: shared by virtual workers, or a device's -----------------------------------
 
-    def share(self, lane: Callable[[Lane], Lane], make_filter: Callable[..., Any]) -> None:
-        """Before `start`: lets this worker have memory in common with others of its process.
+    def share(self, lane: Callable[[Lane], Lane], make_filter: Callable[..., Any] | None = None) -> None:
+        """Before `start`: gives this worker other memory; arithmetic stays.
 
-        lane: gives what is to be used in place of a lane. make_filter: in place of BlockFilter.
-        gtcbmuf/simulate/memory.py has both.
+        lane: gives what is to be used in place of a lane, also of a warm-up's. make_filter: in place of BlockFilter.
+        gtcbmuf/simulate/memory.py has both, for virtual workers; gtcbmuf/device/home.py has lanes on a device.
         """
         if self._gradients is not None:
-            self._gradients.lanes = [lane(own) for own in self._gradients.lanes]
-        self._blocks.make_filter = make_filter
+            self._gradients.replace(lane)
+        if (warm := self._make_warm) is not None:
+            self._make_warm = lambda: warm().replace(lane)
+        if make_filter is not None:
+            self._blocks.make_filter = make_filter
 
     # -- beginning and end ------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ def residual_norms(lanes) -> tuple[float, float]:
     """√(mean of (r / τ)²) and max |r| / τ."""
     squares = elements = largest = 0.0
     for lane in lanes:
-        r, tau = lane.residual, float(lane.threshold)
+        r, tau = np.asarray(lane.residual), float(lane.threshold)  # a copy, if it is on a device
         squares += float(np.dot(r, r)) / tau**2
         largest = max(largest, float(r.max()) / tau, -float(r.min()) / tau)
         elements += len(r)

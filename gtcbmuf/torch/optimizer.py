@@ -9,11 +9,12 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from gtcbmuf import runtime
-from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.errors import DeviceError, NonFiniteError
 from gtcbmuf.observe import Metrics, Observer, Timeline
 from gtcbmuf.policy import Dense
 from gtcbmuf.torch import verbs
 from gtcbmuf.torch.amp import GradScaler
+from gtcbmuf.torch.homes import home_of
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
@@ -99,12 +100,14 @@ class DistributedOptimizer(WholeRun):
         )
         self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
         self._worker.check_every = self._check_every
+        self._home = home_of(named, self._groups.world.rank)
+        self._home.move_in(self._worker)
         claim(named, self._self)
         if self._reducer is not None:
             self._reducer.remove()
             self._finalizer.detach()
         check_scaler(self._scaler, named)
-        self._reducer = GradientReducer(named, self._passes, self._worker, self._scaler)
+        self._reducer = GradientReducer(named, self._passes, self._worker, self._home, self._scaler)
         self._finalizer = weakref.finalize(self, _let_go, self._reducer, self._observer)
 
     # -- a step -------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ class DistributedOptimizer(WholeRun):
         self._reducer.post_all()
         try:
             yield from self._worker.finish()
-        except NonFiniteError:
+        except (NonFiniteError, DeviceError):
             self._reset()  # refused on every rank, nothing has changed: the next step may come
             raise
         self._reducer.collect()
@@ -195,7 +198,8 @@ class DistributedOptimizer(WholeRun):
     def _start(self) -> Iterator[None]:
         """Before anything is exchanged: do all ranks train the same model in the same way?"""
         if not self._virtual:
-            runtime.agree(fingerprint(self._worker.layout.tensors, self.strategy, self._model))
+            facts = fingerprint(self._worker.layout.tensors, self.strategy, self._model)
+            runtime.agree([*facts, ("where gradients are thresholded", self._home.name)])
         yield from self._worker.start(self._model)
         self._started = self._reducer.opened = True
 

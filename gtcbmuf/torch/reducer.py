@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gtcbmuf.policy import Worker
+from gtcbmuf.torch.homes import CudaHome, HostHome, Segment
 from gtcbmuf.torch.parameters import Named, dtype_name
 
 
@@ -22,8 +23,9 @@ class GradientReducer:
     to it in between.
     """
 
-    def __init__(self, named: list[Named], passes: int, worker: Worker, scaler: torch.amp.GradScaler | None = None):
-        self.named, self.passes, self.worker, self.scaler = named, passes, worker, scaler
+    def __init__(self, named: list[Named], passes: int, worker: Worker, home: HostHome | CudaHome,
+                 scaler: torch.amp.GradScaler | None = None):  # fmt: skip
+        self.named, self.passes, self.worker, self.home, self.scaler = named, passes, worker, home, scaler
         self.opened = False
         self.enabled = True  # False inside no_sync()
         self.lock = threading.Lock()  # autograd has one thread per device
@@ -96,7 +98,7 @@ class GradientReducer:
         self.worker.post(bucket.index, segments)
         self.next += 1
 
-    def _segment(self, number: int) -> np.ndarray:
+    def _segment(self, number: int) -> np.ndarray | Segment:
         named = self.named[number]
         if named.parameter.grad is None:
             named.parameter.grad = torch.zeros_like(named.parameter)
@@ -104,7 +106,7 @@ class GradientReducer:
         _check(named, gradient)
         self._unscale(gradient)
         self.posted[number] = gradient, gradient._version
-        return as_segment(gradient)
+        return self.home.segment(gradient)
 
     @torch.no_grad()
     def _unscale(self, gradient: torch.Tensor) -> None:
@@ -121,7 +123,7 @@ class GradientReducer:
         """The group's gradient into .grad of every parameter, in its own dtype."""
         self._check_untouched()
         for bucket in self.worker.layout.buckets:
-            values = torch.from_numpy(self.worker.gradient(bucket.index))
+            values = self.home.tensor(self.worker.gradient(bucket.index))
             for number, offset in zip(bucket.numbers, bucket.offsets, strict=True):
                 gradient = self.posted[number][0]
                 part = values[offset : offset + gradient.numel()]
@@ -139,14 +141,6 @@ class GradientReducer:
                     "between backward() and step(). Call synchronize() first, then clip or scale "
                     "the gradients, then step()."
                 )
-
-
-def as_segment(gradient: torch.Tensor) -> np.ndarray:
-    """1-D and contiguous, on the host; bfloat16 as its uint16 bits. Shares memory if it can."""
-    flat = gradient.detach().cpu().contiguous().view(-1)
-    if flat.dtype == torch.bfloat16:
-        return flat.view(torch.int16).numpy().view(np.uint16)  # torch < 2.3 has no uint16
-    return flat.numpy()
 
 
 def _check(named: Named, gradient: torch.Tensor) -> None:

@@ -28,6 +28,21 @@ def _peers(rows) -> str:
     return _table(["step", "density", "ms"], lines)
 
 
+def training(content: dict) -> str:
+    """Of the ranks that share the GPU."""
+    if "missing" in content:
+        return f"Training: missing ({content['missing']})."
+    lines = [[str(r["ranks"]), r["strategy"] + ("" if r["where"] == "on the GPU" else ", by way of the host"),
+              f"{r['parameters']:,}", f"{r['bytes_a_step']:,.0f}", *(f"{r['ms'][way]:.1f}" for way in ("plain", "serial", "overlap")),
+              f"{100 * r['hidden']:.0f} %"] for r in content["rows"]]  # fmt: skip
+    head = ["ranks", "strategy", "parameters", "bytes a step and rank", "alone [ms]", "after backward [ms]", "overlapped [ms]", "hidden"]
+    parts = ["Training of an LSTM by ranks that share the GPU, over the MPI of this machine; medians over steps, of the slowest rank:",
+             _table(head, lines)]  # fmt: skip
+    if content["left_out"]:
+        parts.append(f"Left out for want of time: {', '.join(content['left_out'])}.")
+    return "\n\n".join(parts)
+
+
 def text(content: dict) -> str:
     parts = [f"Tests: {content['tests']['summary']}"]
     if (b := content.get("benchmark")) is None:
@@ -45,6 +60,8 @@ def text(content: dict) -> str:
                      "the copy's bandwidth at 24 bytes an element.")  # fmt: skip
     if rows := b.get("peers"):
         parts.append(_peers(rows))
+    if "training" in content:
+        parts.append(training(content["training"]))
     if b["left_out"]:
         parts.append(f"Left out for want of time: {', '.join(b['left_out'])}.")
     return "\n\n".join(parts) + "\n"

@@ -198,3 +198,10 @@ void launch(unsigned blocks, unsigned threads, const std::function<void()> &kern
 }  // namespace emulation
 
 extern "C" void emulation_order(unsigned order) { emulation::order = order; }
+
+extern "C" void emulation_fail(const char *call, long sound, int error)
+{
+    snprintf(fault.call, sizeof fault.call, "%s", call);
+    fault.sound = sound;
+    fault.error = error;
+}

@@ -30,7 +30,6 @@ extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 using cudaError_t = int;
 using cudaStream_t = void *;
 constexpr cudaError_t cudaSuccess = 0;
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 #include "runtime.h"
 
 namespace emulation {

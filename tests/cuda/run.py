@@ -3,6 +3,7 @@
 CC and CXX choose the compilers (default: cc, c++). No GPU and no CUDA are needed.
 """
 
+import hashlib
 import os
 import shlex
 import shutil
@@ -14,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
 COMMON = ["-g", "-O2", "-Wall", "-Wextra", "-Wshadow", "-Werror", "-Wno-unused-function", "-fPIC", "-ffp-contract=off",
           "-U_FORTIFY_SOURCE", "-pthread", "-I", str(CSRC)]
 C_FLAGS = ["-std=gnu11"]
@@ -42,6 +44,17 @@ def compilers():
 
 def compilers_are_here():
     return all(shutil.which(command[0]) for command in compilers())
+
+
+def fingerprint():
+    """Of all that the module is made of."""
+    import nanobind
+
+    facts = hashlib.sha256(repr((compilers(), COMMON, KERNEL_FLAGS, nanobind.__version__, sys.version)).encode())
+    for path in sorted([*CSRC.rglob("*.*"), *HERE.iterdir(), *(HERE.parent / "codec").iterdir()]):
+        if path.is_file():
+            facts.update(path.name.encode() + path.read_bytes())
+    return facts.hexdigest()[:16]
 
 
 class Builder:

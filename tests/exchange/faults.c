@@ -102,7 +102,7 @@ void leaver(rank *me)
     gtcb_failure wait;
     bool leaves = me->rank == me->size - 1;
     if (leaves) {
-        gtcb_exchange_leave(me->exchange);
+        gtcb_exchange_leave(me->exchange, GTCB_CLOSED);
         CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_CLOSED);
     } else {
         CHECK(gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, x, 9000, 1, true, 0, &op) == GTCB_OK);

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from cuda_emulated import Uploaded, cuda_tests, emulated_core
 
-from gtcbmuf import device
+from gtcbmuf import device, runtime
 from gtcbmuf.backends import cuda, native_is_built
+from gtcbmuf.device.exchange import FIRST_BYTES
 from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.simulate import virtual_world
 
@@ -24,7 +25,7 @@ def core():
 @pytest.fixture
 def exchanges(core, monkeypatch):
     monkeypatch.setattr(cuda, "core", core)
-    return [device.DeviceExchange(groups.world) for groups in virtual_world(3)]
+    return [device.DeviceExchange(groups.world, cuda.CudaCodec(0)) for groups in virtual_world(3)]
 
 
 def gradient(rank, bucket):
@@ -45,10 +46,10 @@ def finish(exchanges, tickets):
         ticket.wait()
 
 
-@pytest.mark.parametrize("first_bytes", [device.FIRST_BYTES, 64, 100])
+@pytest.mark.parametrize("first_bytes", [FIRST_BYTES, 64, 100])
 @pytest.mark.parametrize("max_sent", [None, 40])
 def test_the_sums_of_the_hosts_exchange(exchanges, monkeypatch, first_bytes, max_sent):
-    monkeypatch.setattr(device, "FIRST_BYTES", first_bytes)
+    monkeypatch.setattr("gtcbmuf.device.exchange.FIRST_BYTES", first_bytes)
     host = [groups.world for groups in virtual_world(3)]
     for bucket, size in enumerate(SIZES):
         posted = [post(x, bucket, gradient(x.rank, bucket), max_sent=max_sent) for x in exchanges]
@@ -112,14 +113,14 @@ def test_another_length_on_one_rank(exchanges):
 
 def ranks(monkeypatch, rank, local_rank, found, everyone, why=""):
     monkeypatch.setattr(cuda, "devices", lambda: ([{"uuid": uuid, "name": "GPU"} for uuid in found], why))
-    monkeypatch.setattr(device.runtime, "rank", lambda: rank)
-    monkeypatch.setattr(device.runtime, "local_rank", lambda: local_rank)
+    monkeypatch.setattr(runtime, "rank", lambda: rank)
+    monkeypatch.setattr(runtime, "local_rank", lambda: local_rank)
 
     def gather(mine):
         assert mine == everyone[rank]
         return everyone
 
-    monkeypatch.setattr(device.runtime, "gather", gather)
+    monkeypatch.setattr(runtime, "gather", gather)
 
 
 def test_one_device_for_each_rank(monkeypatch, recwarn):

@@ -20,7 +20,7 @@ ALLOWED = {
     "checkpoint": {""},  # for the version number
     "agreement": {"", "config"},  # "" for the version number
     "backends": {"_core"},
-    "device": {"backends", "runtime"},
+    "device": {"backends", "policy", "runtime"},  # of policy the lanes that it moves
     "whereabouts": set(),
     "neighbours": set(),
     "ending": {"neighbours"},
@@ -32,8 +32,10 @@ ALLOWED = {
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
     "observe": set(),  # it is given exchanges and workers
-    "numpy": {"", "observe", "policy", "simulate"} | CORE - {"_core"},
-    "torch": {"", "checkpoint", "observe", "policy", "preemption"} | CORE - {"_core"},
+    "bound": {"observe", "policy", "runtime", "agreement"},
+    "numpy": {"bound", "observe", "policy"},
+    "cupy": {"bound", "device", "observe", "policy"},
+    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
     "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
 }

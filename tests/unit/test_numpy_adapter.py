@@ -1,9 +1,11 @@
-"""The NumPy API, with virtual workers."""
+"""The NumPy and the CuPy API, with virtual workers. CuPy: a stand-in over emulated kernels, and the real one where there is a GPU."""
+
+import sys
 
 import numpy as np
 import pytest
+from array_kinds import KINDS, kind_of
 
-import gtcbmuf.numpy
 from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid, lockstep
 from gtcbmuf.simulate import virtual_world
@@ -11,20 +13,38 @@ from gtcbmuf.simulate import virtual_world
 SHAPES = {"weight": (6, 5), "bias": (5,), "scale": ()}
 
 
+@pytest.fixture(params=KINDS, autouse=True)
+def kind(request, monkeypatch):
+    """Whose arrays the helpers below make."""
+    found = kind_of(request.param, monkeypatch)
+    monkeypatch.setattr(sys.modules[__name__], "KIND", found, raising=False)
+    return found
+
+
+def up(array):
+    return KIND.up(np.asarray(array))
+
+
+def down(array):
+    return KIND.down(array)
+
+
+def random(rng, dtype):
+    return {name: up(np.array(rng.standard_normal(shape), dtype)) for name, shape in SHAPES.items()}
+
+
 def params(dtype=np.float32):
-    rng = np.random.default_rng(0)
-    return {name: np.array(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
+    return random(np.random.default_rng(0), dtype)
 
 
 def grads(rank, step, dtype=np.float32):
-    rng = np.random.default_rng([rank, step])
-    return {name: np.array(rng.standard_normal(shape), dtype) for name, shape in SHAPES.items()}
+    return random(np.random.default_rng([rank, step]), dtype)
 
 
 def bound(strategy, size=2, group_size=None, make=params, **settings):
     models = [make() for _ in range(size)]
     groups = virtual_world(size, group_size)
-    return models, [strategy.bind(m, groups=g, **settings) for m, g in zip(models, groups)]
+    return models, [KIND.bind(strategy, m, groups=g, **settings) for m, g in zip(models, groups)]
 
 
 def reduced(opts, gradients):
@@ -42,14 +62,14 @@ def train(models, opts, steps, samples=None):
 
 
 def equal(a, b):
-    return all(a[name].tobytes() == b[name].tobytes() for name in SHAPES)
+    return all(down(a[name]).tobytes() == down(b[name]).tobytes() for name in SHAPES)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_reduce_puts_the_mean_in_place(dtype):
     _, opts = bound(Dense(), 3, make=lambda: params(dtype))
     gradients = [grads(r, 0, dtype) for r in range(3)]
-    expected = {n: np.mean([g[n].astype(np.float64) for g in gradients], axis=0) for n in SHAPES}
+    expected = {n: np.mean([down(g[n]).astype(np.float64) for g in gradients], axis=0) for n in SHAPES}
     arrays = [g["weight"] for g in gradients]
     reduced(opts, gradients)
     for rank in range(3):
@@ -57,7 +77,7 @@ def test_reduce_puts_the_mean_in_place(dtype):
         for name in SHAPES:
             assert gradients[rank][name].dtype == dtype
             rel = 1e-3 if dtype == np.float16 else 1e-6
-            assert gradients[rank][name] == pytest.approx(expected[name], rel=rel, abs=rel)
+            assert down(gradients[rank][name]) == pytest.approx(expected[name], rel=rel, abs=rel)
 
 
 @pytest.mark.parametrize("strategy", [
@@ -70,15 +90,15 @@ def test_replicas_stay_equal(strategy):  # fmt: skip
 
 
 def test_a_list_of_params_and_its_names():
-    arrays = [np.zeros(5, np.float32), np.zeros((2, 2), np.float32)]
-    opt = gtcbmuf.numpy.bind(GTC(threshold=1.0, dense_below=0), arrays, groups=virtual_world(1)[0])
+    arrays = [up(np.zeros(5, np.float32)), up(np.zeros((2, 2), np.float32))]
+    opt = KIND.bind(GTC(threshold=1.0, dense_below=0), arrays, groups=virtual_world(1)[0])
     assert opt.names == ["param.0", "param.1"]
-    gradients = [np.full(5, 2.5, np.float32), np.zeros((2, 2), np.float32)]
+    gradients = [up(np.full(5, 2.5, np.float32)), up(np.zeros((2, 2), np.float32))]
     opt.reduce_(gradients)
-    assert (gradients[0] == 1).all() and not gradients[1].any()
-    named = GTC(thresholds={"in*": 1.0, "out": 2.0}, dense_below=0).bind(
+    assert (down(gradients[0]) == 1).all() and not down(gradients[1]).any()
+    named = KIND.bind(GTC(thresholds={"in*": 1.0, "out": 2.0}, dense_below=0),
         arrays, names=["in.weight", "out"], groups=virtual_world(1)[0]
-    )
+    )  # fmt: skip
     assert named.names == ["in.weight", "out"]
 
 
@@ -87,9 +107,9 @@ def test_blocks_write_to_the_params_and_say_so():
     ended = []
     for step in range(7):
         gradient = grads(0, step)
-        kept = gradient["weight"].copy()
+        kept = down(gradient["weight"]).copy()
         opt.reduce_(gradient)
-        assert np.array_equal(gradient["weight"], kept)  # steps are local
+        assert np.array_equal(down(gradient["weight"]), kept)  # steps are local
         for name in SHAPES:
             models[0][name][...] -= gradient[name]
         ended.append(opt.after_update(samples=4))
@@ -110,12 +130,12 @@ def test_global_params_without_blocks_are_copies_of_the_params():
 
 
 def test_more_arrays_can_be_averaged():
-    statistics = [np.full((2, 3), rank, np.float64) for rank in range(2)]
+    statistics = [up(np.full((2, 3), rank, np.float64)) for rank in range(2)]
     groups = virtual_world(2)
-    opts = [BMUF(sync_period=1).bind(params(), groups=g, averaged=[s])
+    opts = [KIND.bind(BMUF(sync_period=1), params(), groups=g, averaged=[s])
             for g, s in zip(groups, statistics)]  # fmt: skip
     lockstep([opt.updating(samples) for opt, samples in zip(opts, (1, 3))])
-    assert (statistics[0] == 0.75).all() and (statistics[1] == 0.75).all()
+    assert (down(statistics[0]) == 0.75).all() and (down(statistics[1]) == 0.75).all()
 
 
 def test_save_and_resume():
@@ -138,7 +158,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     train(models, opts, range(3))
     states = [opt.state_dict() for opt in opts]
     gradients = [grads(r, 3) for r in range(2)]
-    gradients[1]["bias"][2] = np.nan
+    gradients[1]["bias"][2:3] = np.nan
     kept = [{n: g[n].copy() for n in SHAPES} for g in gradients]
     with pytest.raises(NonFiniteError, match="rank 1.*parameter bias"):
         reduced(opts, gradients)
@@ -150,46 +170,70 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
 
 
 def changed(**arrays):
-    return grads(0, 0) | arrays
+    """As functions: whose arrays they are is known in the test only."""
+    return lambda: grads(0, 0) | {name: make() for name, make in arrays.items()}
+
+
+def zeros(shape, dtype=np.float32):
+    return lambda: up(np.zeros(shape, dtype))
+
+
+def transposed(shape):
+    return lambda: up(np.zeros(shape, np.float32)).T
 
 
 @pytest.mark.parametrize("gradients, error, says", [
-    (changed(bias=np.zeros(4, np.float32)), ValueError, r"bias has shape \(4,\).*\(5,\)"),
-    (changed(bias=np.zeros(5)), TypeError, "bias has dtype float64, expected float32"),
-    (changed(weight=np.zeros((5, 6), np.float32).T), ValueError, "weight is not C-contiguous"),
-    (changed(weight=[[1.0]]), TypeError, "weight must be a NumPy array, found list"),
-    (changed(weight=np.broadcast_to(np.float32(0), (6, 5))), ValueError, "contiguous|read-only"),
-    (changed(more=np.zeros(1, np.float32)), ValueError, "keys"),
-    (list(grads(0, 0).values()), ValueError, "keys"),
-    (np.zeros(3), TypeError, "list or a dict"),
+    (changed(bias=zeros(4)), ValueError, r"bias has shape \(4,\).*\(5,\)"),
+    (changed(bias=zeros(5, np.float64)), TypeError, "bias has dtype float64, expected float32"),
+    (changed(weight=transposed((5, 6))), ValueError, "weight is not C-contiguous"),
+    (changed(weight=lambda: [[1.0]]), TypeError, "weight must be a (NumPy|CuPy) array, found .*list"),
+    (changed(more=zeros(1)), ValueError, "keys"),
+    (lambda: list(grads(0, 0).values()), ValueError, "keys"),
+    (zeros(3), TypeError, "list or a dict"),
 ])  # fmt: skip
 def test_gradients_that_do_not_fit(gradients, error, says):
     _, (opt,) = bound(GTC(threshold=0.5, dense_below=0), 1)
     before = opt.state_dict()
     with pytest.raises(error, match=says):
-        opt.reduce_(gradients)
+        opt.reduce_(gradients())
     assert str(opt.state_dict()) == str(before)
     opt.reduce_(dict(reversed(grads(0, 0).items())))  # the order of keys does not matter
 
 
 @pytest.mark.parametrize("arguments, error, says", [
-    (([np.zeros(3, np.int32)],), TypeError, "param.0 has dtype int32"),
-    (([np.zeros(3, ">f4")],), TypeError, "param.0 has dtype >f4"),
-    (([np.zeros((3, 4), np.float32).T],), ValueError, "contiguous"),
-    (([np.zeros(3, np.float32)], ["a", "b"]), ValueError, "2 names for 1"),
-    (({"a": np.zeros(3, np.float32)}, ["a"]), ValueError, "leave out names"),
-    (([],), SettingsError, "at least one"),
-    (([np.zeros(0, np.float32)],), SettingsError, "no elements"),
-    (([np.zeros(3, np.float32)] * 2, ["a", "a"]), SettingsError, "its own"),
-    ((np.zeros(3),), TypeError, "list or a dict"),
+    (lambda: ([zeros(3, np.int32)()],), TypeError, "param.0 has dtype int32"),
+    (lambda: ([transposed((3, 4))()],), ValueError, "contiguous"),
+    (lambda: ([zeros(3)()], ["a", "b"]), ValueError, "2 names for 1"),
+    (lambda: ({"a": zeros(3)()}, ["a"]), ValueError, "leave out names"),
+    (lambda: ([],), SettingsError, "at least one"),
+    (lambda: ([zeros(0)()],), SettingsError, "no elements"),
+    (lambda: ([zeros(3)()] * 2, ["a", "a"]), SettingsError, "its own"),
+    (lambda: (zeros(3)(),), TypeError, "list or a dict"),
 ])  # fmt: skip
 def test_params_that_cannot_be_bound(arguments, error, says):
     with pytest.raises(error, match=says):
-        gtcbmuf.numpy.bind(Dense(), *arguments, groups=virtual_world(1)[0])
+        KIND.bind(Dense(), *arguments(), groups=virtual_world(1)[0])
+
+
+def test_what_only_numpys_arrays_can_be(kind):
+    if kind.name != "numpy":
+        pytest.skip("needs NumPy's arrays: CuPy's are never read-only, nor of another byte order")
+    _, (opt,) = bound(GTC(threshold=0.5, dense_below=0), 1)
+    with pytest.raises(ValueError, match="contiguous|read-only"):
+        opt.reduce_(grads(0, 0) | {"weight": np.broadcast_to(np.float32(0), (6, 5))})
+    with pytest.raises(TypeError, match="param.0 has dtype >f4"):
+        kind.bind(Dense(), [np.zeros(3, ">f4")], groups=virtual_world(1)[0])
+
+
+def test_arrays_of_another_kind(kind, monkeypatch):
+    other = kind_of("cupy, emulated" if kind.name == "numpy" else "numpy", monkeypatch)
+    cure = "must be a NumPy array, .*gtcbmuf.cupy.bind" if kind.name == "numpy" else "must be a CuPy array, .*cupy.asarray"
+    with pytest.raises(TypeError, match=cure):
+        kind.bind(Dense(), [other.up(np.zeros(3, np.float32))], groups=virtual_world(1)[0])
 
 
 def test_ranks_with_different_params_are_told():
     models, opts = bound(Dense(), 3)
-    models[1]["bias"][0] += 1
+    models[1]["bias"] -= up(np.ones(5, np.float32))
     with pytest.raises(MismatchError, match="rank 1 of 3: another model; broadcast"):
         reduced(opts, [grads(r, 0) for r in range(3)])

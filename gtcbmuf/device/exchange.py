@@ -1,45 +1,18 @@
-"""Gradients on CUDA devices: which device is this rank's, and an exchange that only messages leave it for.
-
-docs/cuda.md says what has been tested, and where.
-"""
+"""An exchange of gradients on a device, which only messages leave."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from gtcbmuf import runtime
 from gtcbmuf.backends import cuda
 from gtcbmuf.backends.layout import HEADER_BYTES, Header, parse_header
-from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
+from gtcbmuf.errors import DeviceError, MismatchError, NonFiniteError
 
 FIRST_BYTES = 1 << 16  # of a message that are copied before its length is known
-
-
-def local_device(*, share: bool = False) -> int:
-    """The number of this rank's CUDA device: local ranks are dealt out over the devices that it sees.
-
-    All ranks must call it together. SettingsError, on all of them, where a rank sees no device. A
-    RuntimeWarning names the ranks that have one device in common; share=True: that is wanted.
-    """
-    found, why = cuda.devices()
-    number = runtime.local_rank() % len(found) if found else None
-    everyone = runtime.gather(why if number is None else (found[number]["uuid"],))
-    if blind := {rank: one for rank, one in enumerate(everyone) if isinstance(one, str)}:
-        rank, text = next(iter(blind.items()))
-        raise SettingsError(
-            f"no CUDA device can be used on {len(blind)} of {len(everyone)} ranks; rank {rank}: {text}"
-        )
-    mine = [rank for rank, one in enumerate(everyone) if one == everyone[runtime.rank()]]
-    if len(mine) > 1 and not share and runtime.rank() == mine[0]:
-        warnings.warn(
-            f"ranks {', '.join(map(str, mine))} share one GPU ({found[number]['name']}): start as many "
-            "ranks on a host as it has GPUs, or say local_device(share=True)",
-            RuntimeWarning, stacklevel=2,
-        )  # fmt: skip
-    return number
+FAULT = b"gtcbmuf: no message, but a fault of the device: "  # no message begins like this (docs/message-format.md)
 
 
 class DeviceExchange:
@@ -47,16 +20,18 @@ class DeviceExchange:
 
     exchange: of the same ranks, by whose post_allgather the messages travel; nothing else may be
         posted there between a post_encode and its ticket's `wait`, unless `flush` was called.
-    device, stream: as for CudaCodec.
+    codec: of the device and the stream on which all this runs.
 
     A bucket's message is encoded on the stream and copied to pinned memory while the caller goes on; it
     sets out when the next bucket is posted, at `flush`, or when its ticket is waited for. So it travels
     while the kernels of the next one run. All ranks must post, flush and wait in the same order.
+
+    A rank on which encode fails (no memory, a lost device, arrays that cannot be used) sends what has failed in place
+    of the message: all ranks then raise the same DeviceError from that ticket's `wait`, and the exchange stays usable.
     """
 
-    def __init__(self, exchange, device: int = 0, stream: int = 0):
-        self.exchange, self.rank, self.size = exchange, exchange.rank, exchange.size
-        self.codec = cuda.CudaCodec(device, stream)
+    def __init__(self, exchange, codec: cuda.CudaCodec):
+        self.exchange, self.rank, self.size, self.codec = exchange, exchange.rank, exchange.size, codec
         self._places: dict[int, _Place] = {}
         self._waiting: DeviceTicket | None = None
 
@@ -68,22 +43,29 @@ class DeviceExchange:
         self.flush()
         if (place := self._places.get(bucket)) is not None and place.busy:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
-        sequence = self.exchange.sequence
-        address, capacity = self.codec.enqueue_encode(
-            segments, residual_in, residual_out, threshold, max_sent=max_sent, sequence=sequence, bucket=bucket,
-            sender=self.rank, dtype=dtype, slot=bucket,
-        )  # fmt: skip
-        if place is None or place.capacity < capacity:
-            place = self._places[bucket] = _Place(self.codec, capacity)
-        place.begin(address)
-        self._waiting = DeviceTicket(self, place, bucket, sequence)
-        return self._waiting
+        ticket = DeviceTicket(self, bucket, self.exchange.sequence)
+        with ticket.noting_faults():
+            address, capacity = self.codec.enqueue_encode(
+                segments, residual_in, residual_out, threshold, max_sent=max_sent, sequence=ticket.sequence,
+                bucket=bucket, sender=self.rank, dtype=dtype, slot=bucket,
+            )  # fmt: skip
+            if place is None or place.capacity < capacity:
+                place = self._places[bucket] = _Place(self.codec, capacity)
+            ticket.place = place
+            place.begin(address)
+        self._waiting = ticket
+        return ticket
+
+    def post_allreduce(self, array: np.ndarray, **settings):
+        """Of the exchange beneath, in its turn; array on the host."""
+        self.flush()
+        return self.exchange.post_allreduce(array, **settings)
 
     def flush(self) -> None:
         """The message that was posted last sets out: waits until it is encoded."""
         ticket, self._waiting = self._waiting, None
         if ticket is not None:
-            ticket._send()
+            ticket.send()
 
 
 class _Place:
@@ -116,13 +98,26 @@ class _Place:
 class DeviceTicket:
     """A bucket under way; see docs/layers.md."""
 
-    def __init__(self, owner: DeviceExchange, place: _Place, bucket: int, sequence: int):
-        self._owner, self._place, self._bucket, self._sequence = owner, place, bucket, sequence
-        self._ticket = None
+    def __init__(self, owner: DeviceExchange, bucket: int, sequence: int):
+        self._owner, self._bucket, self.sequence = owner, bucket, sequence
+        self.place: _Place | None = None  # None: there is no message
+        self._ticket, self._fault = None, b""
         self.headers: list[Header] = []  # of all ranks, in rank order, after wait
 
-    def _send(self) -> None:
-        self._ticket = self._owner.exchange.post_allgather(self._place.message(), bucket=self._bucket)
+    @contextlib.contextmanager
+    def noting_faults(self) -> Iterator[None]:
+        """What is raised inside is this rank's message: all ranks raise it, from `wait`."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 (raised on all ranks)
+            self._fault = FAULT + f"{type(error).__name__}: {error}".encode()[:1000]
+
+    def send(self) -> None:
+        with self.noting_faults():
+            message = self.place.message() if not self._fault else None
+        if self._fault:
+            message = np.frombuffer(self._fault, np.uint8)
+        self._ticket = self._owner.exchange.post_allgather(message, bucket=self._bucket)
 
     def wait(self, timeout: float | None = None) -> None:
         """Until every rank's message is here, or raises, the same on every rank."""
@@ -131,15 +126,26 @@ class DeviceTicket:
         try:
             self._ticket.wait(timeout)
         finally:
-            self._place.busy = False
+            if self.place is not None:
+                self.place.busy = False
         self._messages = self._ticket.arrays()
+        for rank, message in enumerate(self._messages):
+            self._check_fault(rank, message.tobytes() if len(message) < HEADER_BYTES + 1000 else b"")
         self.headers = [parse_header(bytes(message[:HEADER_BYTES])) for message in self._messages]
         for rank, header in enumerate(self.headers):
             self._check(rank, header)
 
+    def _check_fault(self, rank: int, message: bytes) -> None:
+        if message.startswith(FAULT):
+            what = message[len(FAULT) :].decode(errors="replace")
+            raise DeviceError(
+                f"rank {rank}: bucket {self._bucket} was not encoded on its device: {what}. The step is refused on every "
+                "rank, nothing was applied; docs/cuda.md, Faults, says more."
+            )
+
     def _check(self, rank: int, header: Header) -> None:
         first = self.headers[0]
-        belongs = (rank, first.elements, self._bucket, self._sequence)
+        belongs = (rank, first.elements, self._bucket, self.sequence)
         if (header.sender, header.elements, header.bucket, header.sequence) != belongs:
             raise MismatchError(
                 f"rank {rank} sent bucket {header.bucket} of {header.elements} elements, sequence "

@@ -1,0 +1,260 @@
+"""Training loops over arrays that are the caller's own: what gtcbmuf.numpy and gtcbmuf.cupy have in common."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from gtcbmuf.observe import Observer
+from gtcbmuf.policy import Exchange, Strategy, Tensor, Worker, run
+from gtcbmuf.policy.worker import wait_all
+
+DTYPES = ("float32", "float64", "float16")
+
+
+class Kind(Protocol):
+    """What differs between the arrays of NumPy and of CuPy."""
+
+    def check(self, what: str, array, dtypes: Sequence[str]) -> None: ...  # TypeError or ValueError, with the cure
+    def move_in(self, worker: Worker) -> None: ...  # where its lanes have their arrays
+    def array(self, values): ...  # what a worker or NumPy gives, as an array of this kind; may share memory
+    def read(self, array) -> np.ndarray: ...  # on the host; may share memory
+    def write(self, array, values: np.ndarray) -> None: ...  # in place; of any dtype
+
+
+class BoundParams:
+    """What `bind` gives. Every method that exchanges must be called by all ranks, and raises the
+    same error of gtcbmuf.errors on all of them."""
+
+    def __init__(self, kind: Kind, strategy, params, names, groups, averaged, check_every, metrics, timeline):
+        self._keys, arrays = unpack(params, "params")
+        self.names = _names(self._keys, len(arrays), names)
+        for name, array in zip(self.names, arrays):
+            kind.check(f"parameter {name}", array, DTYPES)
+        for i, array in enumerate(averaged):
+            kind.check(f"averaged[{i}]", array, DTYPES[:2])
+        tensors = [Tensor(n, a.shape, a.dtype.name) for n, a in zip(self.names, arrays)]
+        self._virtual = groups is not None
+        self._kind, self._model = kind, _ArraysModel(kind, arrays, averaged)
+        self._observer = Observer(groups or _process_groups(strategy), metrics, timeline)
+        weakref.finalize(self, self._observer.close)
+        self._worker = strategy.worker(tensors, self._observer.groups)
+        self._worker.check_every = check_every
+        kind.move_in(self._worker)
+        self.strategy, self._started = strategy, False
+
+    # -- training -----------------------------------------------------------------------------------
+
+    def reduce_(self, grads: Mapping | Sequence) -> None:
+        """The gradients of all ranks (of the group) in place of this rank's.
+
+        grads: as params, with the same keys, shapes and dtypes. While steps are local (BMUF after
+        its warm-up) they stay as they are. NonFiniteError, on all ranks, names a gradient that is
+        NaN or infinite; then nothing has changed, and the step can be left out.
+        """
+        run(self.reducing(grads))
+
+    def after_update(self, samples: int | None = None) -> bool:
+        """To be called after every update of the parameters, with the number of samples in it.
+
+        True: a block has ended, the parameters are new; an optimizer's momentum should begin at 0.
+        """
+        before = self._model.blocks
+        run(self.updating(samples))
+        return self._model.blocks > before
+
+    def join(self) -> int:
+        """This rank has no more data: helps the others until all are here. See docs/coming-from-horovod.md.
+
+        Then the parameters (of BMUF and Hybrid: the next block's start) are the same on all ranks.
+        An optimizer's own arrays are the caller's. Returns the rank that joined last.
+        """
+        return run(self.joining())
+
+    def finalize(self) -> None:
+        """At the end: closes the running block and leaves the global model in the parameters.
+
+        The next reduce_ goes on from where the blocks stood.
+        """
+        run(self.finalizing())
+
+    def global_params(self) -> dict | list:
+        """Copies of the global model W, for evaluation and checkpoints, as params came.
+
+        For Dense and GTC, and in a warm-up, that is what the parameters hold.
+        """
+        vector = self._worker.global_params()
+        copies = self._model.copies() if vector is None else self._model.split(vector)
+        return copies if self._keys is None else dict(zip(self._keys, copies))
+
+    def thresholds(self) -> dict[str, float]:
+        """τ of every parameter that is thresholded, for the next step; for logs and choosing τ."""
+        return self._worker.thresholds()
+
+    def state_dict(self) -> dict[str, Any]:
+        """This rank's residuals, thresholds, W, Δ and counters: NumPy arrays and plain values."""
+        return self._worker.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """What state_dict gave on the same rank; the parameters are the caller's to restore.
+
+        MismatchError, with no change, for the state of another strategy, model or world.
+        """
+        self._worker.load_state_dict(state)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the next step belongs to the strategy's warm-up."""
+        return self._worker.warming_up
+
+    # -- the same as generators, for gtcbmuf.policy.lockstep over virtual workers --------------------
+
+    def starting(self) -> Iterator[None]:
+        """Do all ranks train the same model? The first reduce_ or after_update asks by itself."""
+        if self._started:
+            return
+        if not self._virtual:
+            _agree(self._worker.layout.tensors, self.strategy)
+        yield from self._worker.start(self._model)
+        self._started = True
+
+    def reducing(self, grads: Mapping | Sequence) -> Iterator[None]:
+        arrays = self._check_grads(grads)
+        yield from self.starting()
+        if not self._worker.exchanges_gradients:
+            return
+        flat = [array.reshape(-1) for array in arrays]
+        buckets = self._worker.layout.buckets
+        for bucket in buckets:
+            self._worker.post(bucket.index, [flat[number] for number in bucket.numbers])
+        with self._observer.span("synchronize"):
+            yield from self._worker.finish()
+        for bucket in buckets:
+            gradient = self._kind.array(self._worker.gradient(bucket.index))
+            for number, offset in zip(bucket.numbers, bucket.offsets):
+                flat[number][:] = gradient[offset : offset + flat[number].size]
+
+    def updating(self, samples: int | None = None) -> Iterator[None]:
+        yield from self.starting()
+        with self._observer.span("after update"):
+            yield from self._worker.after_update(self._model, samples)
+        self._observer.step(self._worker)
+
+    def joining(self) -> Generator[None, None, int]:
+        yield from self.starting()
+        return (yield from self._worker.join(self._model))
+
+    def finalizing(self) -> Iterator[None]:
+        yield from self.starting()
+        yield from self._worker.finalize(self._model)
+        self._started = False
+
+    def _check_grads(self, grads: Mapping | Sequence) -> list:
+        keys, arrays = unpack(grads, "grads")
+        if keys is not None and self._keys is not None and set(keys) == set(self._keys):
+            arrays = [grads[key] for key in self._keys]
+        elif keys != self._keys or len(arrays) != len(self.names):
+            raise ValueError(f"grads must have the keys or length of params: {self.names}")
+        for name, array, tensor in zip(self.names, arrays, self._worker.layout.tensors):
+            self._kind.check(f"the gradient of {name}", array, (tensor.dtype,))
+            if array.shape != tensor.shape:
+                raise ValueError(
+                    f"the gradient of {name} has shape {array.shape}, its parameter {tensor.shape}"
+                )
+        return arrays
+
+
+class _ArraysModel:
+    """The Model of docs/layers.md over a list of arrays."""
+
+    def __init__(self, kind: Kind, arrays: list, averaged: Sequence):
+        self.kind, self.arrays, self.buffers = kind, arrays, list(averaged)
+        self.blocks = 0  # closed
+
+    def read(self, out: np.ndarray) -> None:
+        for array, part in zip(self.arrays, self._parts(out)):
+            part[...] = self.kind.read(array)
+
+    def write(self, vector: np.ndarray) -> None:
+        for array, part in zip(self.arrays, self._parts(vector)):
+            self.kind.write(array, part)
+
+    def copies(self) -> list:
+        return [array.copy() for array in self.arrays]
+
+    def split(self, vector: np.ndarray) -> list:
+        """A flat vector as copies in the parameters' shapes and dtypes."""
+        return [self.kind.array(p.astype(a.dtype)) for a, p in zip(self.arrays, self._parts(vector))]
+
+    def _parts(self, vector: np.ndarray) -> Iterator[np.ndarray]:
+        at = 0
+        for array in self.arrays:
+            yield vector[at : at + array.size].reshape(array.shape)
+            at += array.size
+
+    @property
+    def rounds(self) -> bool:
+        return any(array.dtype == np.float16 for array in self.arrays)
+
+    def hold(self, vector: np.ndarray) -> None:
+        for array, part in zip(self.arrays, self._parts(vector)):
+            with np.errstate(over="ignore"):
+                part[...] = part.astype(array.dtype)
+
+    def averaged(self) -> list[np.ndarray]:
+        self.lent = [self.kind.read(array).reshape(-1).copy() for array in self.buffers]
+        return self.lent
+
+    def maximum(self) -> list[np.ndarray]:
+        return []
+
+    def restore(self) -> None:
+        for array, new in zip(self.buffers, self.lent):
+            self.kind.write(array, new.reshape(array.shape))
+
+    def at_block_boundary(self) -> None:
+        self.blocks += 1
+
+    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]:
+        values = [self.kind.read(array) for array in self.arrays]
+        tickets = [
+            exchange.post_broadcast(array.reshape(-1).view(np.uint8), root=root, bucket=i)
+            for i, array in enumerate(values)
+        ]
+        yield
+        wait_all(tickets)
+        for array, new in zip(self.arrays, values):
+            self.kind.write(array, new)
+
+
+def _process_groups(strategy: Strategy):
+    from gtcbmuf import runtime  # virtual workers do without MPI
+
+    return runtime.groups(strategy.groups)
+
+
+def _agree(tensors: Sequence[Tensor], strategy: Strategy) -> None:
+    from gtcbmuf import agreement, runtime
+
+    runtime.agree(agreement.fingerprint(tensors, strategy))
+
+
+def unpack(arrays: Mapping | Sequence, what: str) -> tuple[list[str] | None, list]:
+    """(keys of a dict or None, the arrays)."""
+    if isinstance(arrays, Mapping):
+        return list(arrays), list(arrays.values())
+    if isinstance(arrays, (list, tuple)):
+        return None, list(arrays)
+    raise TypeError(f"{what} must be a list or a dict of arrays, found {type(arrays).__name__}")
+
+
+def _names(keys, count: int, names: Sequence[str] | None) -> list[str]:
+    if keys is not None and names is not None:
+        raise ValueError("params is a dict, whose keys are the names: leave out names")
+    names = keys or names or [f"param.{i}" for i in range(count)]
+    if len(names) != count:
+        raise ValueError(f"{len(names)} names for {count} parameters")
+    return [str(name) for name in names]

@@ -1,0 +1,123 @@
+"""Lanes of gtcbmuf.policy for gradients that are on a device.
+
+The numbers are those of the lanes on the host, to the bit: the same messages, sums in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gtcbmuf.device.exchange import DeviceExchange
+from gtcbmuf.device.vectors import DeviceVector
+from gtcbmuf.policy.dense import scale_to_all
+from gtcbmuf.policy.gradients import Lane, gather_add
+from gtcbmuf.policy.gtc import GTCLane
+from gtcbmuf.policy.threshold import NEVER
+
+if TYPE_CHECKING:
+    from gtcbmuf.device.home import Home
+
+
+class DeviceLane(GTCLane):
+    """Strom's step for one bucket whose gradient, residual and sum stay on the device.
+
+    own: the lane on the host whose place it takes. last: no bucket comes after it, so its message sets out at once.
+    """
+
+    def __init__(self, own: GTCLane, exchange: DeviceExchange, home: Home, last: bool):
+        vars(self).update(vars(own))
+        self.exchange, self._home, self._last = exchange, home, last
+        self.residual, self.gradient, self._zeros = (
+            DeviceVector(exchange.codec, self.bucket.elements) for _ in range(3)
+        )
+        self._total: np.ndarray | None = None  # of a step that sends all: on the host
+
+    def post(self, segments: Sequence, whole: bool = False):
+        """See GTCLane.post; whole: by way of the host."""
+        self._whole = whole
+        self._home.follow()
+        if not whole:
+            dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
+            return self._encode(segments, self.threshold, max_sent=self.cap, dtype=dtype)
+        with self._home.ending_all():
+            self._total = np.empty(self.bucket.elements, np.float32)
+            gather_add(self._home.to_host(segments), self.bucket.dtype, self.residual.read(), self._total)
+        return self._reduce(1)
+
+    def post_nothing(self, whole: bool = False):
+        """See GTCLane.post_nothing. r + 0 is r, whatever dtype the 0 has."""
+        self._whole = whole
+        self._home.follow()
+        if not whole:
+            return self._encode([self._zeros], NEVER)
+        self._total = np.zeros(self.bucket.elements, np.float32)
+        return self._reduce(0)
+
+    def _encode(self, segments: Sequence, threshold, **options):
+        ticket = self.exchange.post_encode(
+            self.bucket.index, segments, self.residual, self.gradient, threshold, **options
+        )
+        if self._last:
+            self.exchange.flush()
+        return ticket
+
+    def _reduce(self, weight: int):
+        return self.exchange.post_allreduce(
+            self._total, weight=weight, mean=self.average, bucket=self.bucket.index
+        )
+
+    def commit(self, ticket, present: Sequence[bool]) -> None:
+        self._home.follow()
+        if not self._whole:
+            super().commit(ticket, present)
+            return
+        scale_to_all(self._total, present, self.average)
+        with self._home.ending_all():
+            if present[self.exchange.rank]:
+                self.residual.clear()
+            self.gradient.write(self._total)
+        self._total = None
+
+    def receive(self, ticket) -> None:
+        with self._home.ending_all():
+            self.gradient.clear()
+            ticket.decode_add(self.gradient)
+            if self.average:
+                self.gradient.divide(np.float32(self.exchange.size))
+
+    def clear(self) -> None:
+        self._home.follow()
+        self.residual.clear()
+
+    def state(self) -> dict[str, Any]:
+        self._home.follow()
+        return {**super().state(), "residual": self.residual.read()}
+
+    def load_residual(self, values: np.ndarray) -> None:
+        self._home.follow()
+        self.residual.write(values)
+
+
+class HostedLane:
+    """A lane on the host (dense buckets, warm-up, exchange="owners") for gradients that are on a device: copied there whole."""
+
+    def __init__(self, own: Lane, home: Home):
+        self._own, self._home = own, home
+        self._segments: list[np.ndarray] = []  # which the exchange may read until the step is finished
+
+    def __getattr__(self, name: str):
+        return getattr(self._own, name)
+
+    def post(self, segments: Sequence, whole: bool = False):
+        self._home.follow()
+        self._home.flush()
+        with self._home.ending_all():
+            self._segments = self._home.to_host(segments)
+        return self._own.post(self._segments, whole)
+
+    def post_nothing(self, whole: bool = False):
+        self._home.flush()
+        return self._own.post_nothing(whole)

@@ -1,0 +1,89 @@
+"""Where gradients are thresholded: on the host, or on the GPU where the parameters are."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from gtcbmuf.backends import cuda
+from gtcbmuf.device import DeviceVector, Home
+from gtcbmuf.policy import Worker
+from gtcbmuf.torch.parameters import Named, dtype_name
+
+
+class HostHome:
+    """Gradients on a device are copied here whole."""
+
+    name = "on the host"
+
+    def move_in(self, worker: Worker) -> None:
+        """Where the worker has its arrays."""
+
+    def segment(self, gradient: torch.Tensor) -> np.ndarray:
+        """As the worker takes it: 1-D and contiguous; bfloat16 as its uint16 bits. Shares memory if it can."""
+        flat = gradient.detach().cpu().contiguous().view(-1)
+        if flat.dtype == torch.bfloat16:
+            return flat.view(torch.int16).numpy().view(np.uint16)  # torch < 2.3 has no uint16
+        return flat.numpy()
+
+    def tensor(self, values: np.ndarray) -> torch.Tensor:
+        """What the worker gives, for torch; shares memory."""
+        return torch.from_numpy(values)
+
+
+class CudaHome:
+    """Gradients, residuals and sums stay on one GPU; torch's current stream is honoured."""
+
+    name = "on the GPU"
+
+    def __init__(self, device: torch.device):
+        self._home = Home(device.index, lambda: torch.cuda.current_stream(device).cuda_stream)
+        self._device = device
+
+    def move_in(self, worker: Worker) -> None:
+        self._home.move_in(worker)
+
+    def segment(self, gradient: torch.Tensor) -> Segment:
+        return Segment(gradient.detach().contiguous().view(-1))
+
+    def tensor(self, values: np.ndarray | DeviceVector) -> torch.Tensor:
+        """A dense bucket's is on the host."""
+        return torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values)
+
+    def _shown(self, values: DeviceVector) -> torch.Tensor:
+        return torch.as_tensor(values, device=self._device)  # by the CUDA array interface: the same memory
+
+
+class Segment:
+    """A 1-D tensor as a worker takes it: with NumPy's words for what it is, and DLPack for where."""
+
+    ndim = 1
+
+    def __init__(self, tensor: torch.Tensor):
+        self.tensor, self.size = tensor, tensor.numel()
+        self.dtype = np.dtype("uint16" if tensor.dtype == torch.bfloat16 else dtype_name(tensor))
+
+    def __dlpack__(self, stream: int | None = None):
+        return self.tensor.__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.tensor.__dlpack_device__()
+
+
+def home_of(named: list[Named], rank: int) -> HostHome | CudaHome:
+    """On the GPU where all parameters are on one and the kernels were built; else on the host, which rank 0 says in a
+    RuntimeWarning where parameters are on a GPU."""
+    devices = {n.parameter.device for n in named}
+    if not any(device.type == "cuda" for device in devices):
+        return HostHome()
+    if len(devices) > 1:
+        reason = f"the parameters are on several devices ({', '.join(sorted(map(str, devices)))})"
+    elif not cuda.is_built():
+        reason = "gtcbmuf was built without CUDA; install it again with nvcc at hand and GTCBMUF_CUDA=1"
+    else:
+        return CudaHome(devices.pop())
+    if rank == 0:
+        warnings.warn(f"gradients are copied to the host whole before they are thresholded: {reason}", RuntimeWarning, stacklevel=4)
+    return HostHome()

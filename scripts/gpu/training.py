@@ -1,0 +1,46 @@
+"""A model trained by 2 and 4 ranks that share the GPU, dense and by GTC: bytes, step time, what backward hides."""
+
+from __future__ import annotations
+
+import importlib.util
+import statistics
+import time
+from pathlib import Path
+
+from benchmarks import launch
+
+RANKS, STRATEGIES = (2, 4), ("dense", "GTC")
+JOB = {"hidden": 768, "layers": 4, "batch": 16, "frames": 40, "density": 0.005, "rounds": 8}
+PROGRAM = Path(__file__).with_name("rank.py")
+
+
+def why_not() -> str:
+    """What is missing for it; "": nothing."""
+    if importlib.util.find_spec("torch") is None:
+        return "needs PyTorch"
+    import torch
+
+    return "" if torch.cuda.is_available() else "needs PyTorch with CUDA"
+
+
+def measure(deadline: float = float("inf"), job: dict = JOB, program: Path = PROGRAM) -> dict:
+    """deadline: of time.monotonic(); runs that would begin after it are left out, by name."""
+    rows, left_out = [], []
+    for ranks in RANKS:
+        for strategy in STRATEGIES:
+            if time.monotonic() > deadline:
+                left_out.append(f"{strategy} on {ranks} ranks")
+            else:
+                rows.append(row(launch.run(ranks, str(program), {**job, "strategy": strategy})))
+    return {"rows": rows, "left_out": left_out}
+
+
+def row(run: dict) -> dict:
+    ms = {way: 1e3 * statistics.median(times) for way, times in run["times"].items()}
+    return {**{key: run[key] for key in ("ranks", "strategy", "parameters", "where", "bytes_a_step", "density")}, "ms": ms,
+            "hidden": hidden(ms)}  # fmt: skip
+
+
+def hidden(ms: dict[str, float]) -> float:
+    """The share of what the exchange costs after backward that costs nothing under it: 1 - (overlap - plain) / (serial - plain)."""
+    return 1 - (ms["overlap"] - ms["plain"]) / (ms["serial"] - ms["plain"])

@@ -1,0 +1,277 @@
+"""Gradients on a device under MPI, over the emulated kernels of tests/cuda: the bits of the host, and faults that end all ranks
+the same way."""
+
+import time
+
+import numpy as np
+import pytest
+from array_kinds import kind_of
+from cuda_emulated import cuda_tests, emulated_core, emulated_module
+from exchanges import needs, same_everywhere
+
+import gtcbmuf.numpy
+from gtcbmuf.backends import cuda
+from gtcbmuf.errors import DeviceError, ExchangeClosedError, GtcbmufError, NonFiniteError
+from gtcbmuf.groups import Groups
+from gtcbmuf.policy import BMUF, GTC, Hybrid, lockstep
+from gtcbmuf.simulate import virtual_world
+
+SHAPES = {"weight": (60, 50), "bias": (50,), "out": (50, 9)}
+GTC_ = GTC(threshold=0.43, dense_below=60, bucket_bytes=4000)
+OUT_OF_MEMORY, LAUNCH_FAILURE = 2, 719  # of cudaError_t
+
+
+@pytest.fixture(scope="module")
+def core(comm_module):
+    """Built by one rank, loaded by all."""
+    if not comm_module.bcast(cuda_tests.compilers_are_here()):
+        pytest.skip("needs a C and a C++ compiler")
+    if comm_module.size > 3:
+        pytest.skip("needs at most 3 ranks, as the emulation is slow")
+    error = None
+    if comm_module.rank == 0:
+        try:
+            emulated_module()
+        except Exception as caught:  # noqa: BLE001 (for all ranks)
+            error = str(caught)
+    assert comm_module.bcast(error) is None
+    return emulated_core()
+
+
+@pytest.fixture(scope="module")
+def comm_module():
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD
+
+
+@pytest.fixture
+def cupy(core, monkeypatch):
+    yield kind_of("cupy, emulated", monkeypatch)
+    core.fail("", 0, 0)
+
+
+def random(seed):
+    rng = np.random.default_rng(seed)
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def groups_over(exchange):
+    return Groups([list(range(exchange.size))], 0, exchange, exchange, None, None)
+
+
+class Training:
+    """One rank's, of arrays of a kind."""
+
+    def __init__(self, kind, strategy, rank, **settings):
+        self.kind, self.rank = kind, rank
+        self.model = self.up(random(0))
+        self.opt = kind.bind(strategy, self.model, **settings)
+
+    def up(self, arrays):
+        return {name: self.kind.up(array) for name, array in arrays.items()}
+
+    def gradients(self, step):
+        return self.up(random([self.rank, step]))
+
+    def stepping(self, step):
+        gradients = self.gradients(step)
+        yield from self.opt.reducing(gradients)
+        for name in SHAPES:
+            self.model[name] -= np.float32(0.125) * gradients[name]
+        yield from self.opt.updating(1 + self.rank)
+
+    def step(self, step):
+        lockstep([self.stepping(step)])
+
+    def bits(self):
+        lanes = (self.opt.state_dict()["gradients"] or {"lanes": []})["lanes"]
+        return [self.kind.down(array).tobytes() for array in self.model.values()] + [
+            lane["residual"].tobytes() for lane in lanes if "residual" in lane
+        ]
+
+
+def virtual_bits(kind, strategy, size, steps):
+    """Of all ranks, on the host."""
+    ranks = [Training(kind, strategy, rank, groups=g) for rank, g in enumerate(virtual_world(size))]
+    for step in range(steps):
+        lockstep([each.stepping(step) for each in ranks])
+    return [each.bits() for each in ranks]
+
+
+@pytest.mark.parametrize("strategy, first_bytes", [
+    (GTC_, 1 << 16), (GTC_, 64), (GTC(density=0.02, max_message_bytes=300, dense_below=0, warmup_steps=1), 1 << 16)
+], ids=["dense buckets between", "long messages", "capped, after a warm-up"])  # fmt: skip
+def test_the_bits_of_the_host(threaded, cupy, comm, monkeypatch, strategy, first_bytes):
+    monkeypatch.setattr("gtcbmuf.device.exchange.FIRST_BYTES", first_bytes)
+    mine = Training(cupy, strategy, comm.rank, groups=groups_over(threaded))
+    for step in range(3):
+        mine.step(step)
+    numpy = kind_of("numpy", monkeypatch)
+    assert mine.bits() == comm.bcast(virtual_bits(numpy, strategy, comm.size, 3) if comm.rank == 0 else None)[comm.rank]
+
+
+def test_a_hybrid_of_the_job_itself(cupy, comm, monkeypatch):
+    """bind() without exchanges of its own; groups, and blocks across them."""
+    gtcbmuf.init()
+    strategy = Hybrid(GTC(threshold=0.43, dense_below=60), BMUF(sync_period=2), residuals="flush", groups=min(2, comm.size))
+    bits = []
+    for kind in (kind_of("numpy", monkeypatch), cupy):
+        mine = Training(kind, strategy, comm.rank)
+        for step in range(4):
+            mine.step(step)
+        mine.opt.finalize()
+        bits.append(mine.bits())
+    assert bits[0] == bits[1]
+
+
+def test_pytorch(cupy, comm, monkeypatch):
+    torch_oracle, torch_runs = pytest.importorskip("torch_oracle", reason="needs PyTorch"), pytest.importorskip("torch_runs")
+    from torch_devices import EmulatedHome
+
+    gtcbmuf.init()
+    paths = []
+    for home in (None, EmulatedHome):
+        if home is not None:
+            monkeypatch.setattr("gtcbmuf.torch.optimizer.home_of", lambda named, rank, home=home: home())
+        net, opt = torch_runs.wrapped("mlp", "sgd", GTC(threshold=0.01, dense_below=11, bucket_bytes=200))
+        paths.append(torch_runs.train_rank(net, opt, comm.rank, 4))
+        opt.remove_hooks()
+    assert np.array_equal(*paths)
+    same_everywhere(comm, torch_oracle.flat(net).tobytes())
+
+
+# -- faults ----------------------------------------------------------------------------------------------
+
+
+def refused(training, step, error=DeviceError):
+    """The text, the same on all ranks; nothing has changed."""
+    before = training.bits()
+    with pytest.raises(error) as caught:
+        training.step(step)
+    assert training.bits() == before
+    return str(caught.value)
+
+
+def test_no_memory_on_one_rank(threaded, cupy, core, comm):
+    """Where the residuals' memory is taken: at the first step. When there is some, training goes on."""
+    mine = Training(cupy, GTC_, comm.rank, groups=groups_over(threaded))
+    lockstep([mine.opt.starting()])
+    faulty = comm.size - 1
+    if comm.rank == faulty:
+        core.fail("malloc", 0, OUT_OF_MEMORY)
+    text = same_everywhere(comm, refused(mine, 0))
+    assert text.startswith(f"rank {faulty}: bucket 0 was not encoded on its device: ") and "out of memory" in text
+    core.fail("", 0, 0)
+    for step in range(2):
+        mine.step(step)
+    same_everywhere(comm, mine.bits()[:3])
+
+
+@pytest.mark.parametrize("call", ["launch", "synchronize"])
+def test_a_lost_device(threaded, cupy, core, comm, call):
+    """In encode: every step is refused from then on, by all."""
+    strategy = GTC(threshold=0.43, dense_below=0)
+    mine = Training(cupy, strategy, comm.rank, groups=groups_over(threaded))
+    mine.step(0)
+    before = mine.bits()
+    if comm.rank == 0:
+        core.fail(call, 0, LAUNCH_FAILURE)
+    for step in (1, 2):
+        with pytest.raises(DeviceError) as caught:
+            mine.step(step)
+        text = same_everywhere(comm, str(caught.value))
+        assert text.startswith("rank 0: bucket 0 was not encoded on its device: ") and "unspecified launch failure" in text
+    core.fail("", 0, 0)
+    assert mine.bits() == before
+
+
+def test_a_device_that_fails_in_a_sum_ends_all(threaded, cupy, core, comm, monkeypatch):
+    """Too late to be refused: that rank says so, the others hear of it at once in their next step."""
+    needs(comm, 2)
+    mine = Training(cupy, GTC(threshold=0.43, dense_below=0), comm.rank, groups=groups_over(threaded))
+    mine.step(0)
+    if comm.rank == 1:
+        monkeypatch.setattr(cuda, "core", FailingIn(core, "decode_add"))
+        with pytest.raises(DeviceError, match="rank 1: its device has failed.*The exchange is closed"):
+            mine.step(1)
+    else:
+        mine.step(1)
+    begin = time.monotonic()
+    with pytest.raises(GtcbmufError) as caught:
+        mine.step(2)
+    assert time.monotonic() - begin < threaded.engine.timeout_seconds / 2
+    if comm.rank != 1:
+        assert isinstance(caught.value, ExchangeClosedError)
+        assert "rank 1 gave up at sequence" in str(caught.value) and "CUDA reported an error" in str(caught.value)
+
+
+class FailingIn:
+    """The core, one of whose functions does not work."""
+
+    def __init__(self, core, name):
+        self._core, self._name = core, name
+
+    def __getattr__(self, name):
+        if name == self._name:
+            raise RuntimeError("unspecified launch failure")
+        return getattr(self._core, name)
+
+
+@pytest.mark.parametrize("strategy", [GTC(threshold=0.43, warmup_steps=9), BMUF(sync_period=2)], ids=["gradient", "model"])
+def test_what_cannot_be_copied_to_the_host(threaded, cupy, core, comm, strategy):
+    """A dense bucket, a model at a block's end: there is no message in whose place the fault could travel, and the exchange is
+    closed."""
+    needs(comm, 2)
+    mine = Training(cupy, strategy, comm.rank, groups=groups_over(threaded))
+    mine.step(0)
+    if comm.rank == 1:
+        core.fail("copy", 0, LAUNCH_FAILURE)
+    with pytest.raises(GtcbmufError) as caught:
+        mine.step(1)
+    core.fail("", 0, 0)
+    assert isinstance(caught.value, DeviceError if comm.rank == 1 else ExchangeClosedError)
+    assert "rank 1" in str(caught.value)
+
+
+def test_a_gradient_on_the_host_of_one_rank(threaded, cupy, comm):
+    from gtcbmuf.device import DeviceExchange, DeviceVector
+
+    exchange = DeviceExchange(threaded, cuda.CudaCodec(0))
+    residual, rest, sums = (DeviceVector(exchange.codec, 64) for _ in range(3))
+    gradient = np.ones(64, np.float32)
+    ticket = exchange.post_encode(0, [gradient if comm.rank == 0 else cupy.up(gradient)], residual, rest, 0.5)
+    with pytest.raises(DeviceError) as caught:
+        ticket.wait()
+    text = same_everywhere(comm, str(caught.value))
+    assert text.startswith("rank 0: bucket 0 was not encoded on its device: TypeError: segments[0] lies in the host's memory")
+    assert not sums.read().any() and not residual.read().any()
+
+
+def test_not_finite_on_one_rank(threaded, cupy, comm):
+    mine = Training(cupy, GTC_, comm.rank, groups=groups_over(threaded))
+    mine.step(0)
+    before, gradients = mine.bits(), mine.gradients(1)
+    if comm.rank == 0:
+        gradients["weight"][7:8, 3:4] = np.nan
+    with pytest.raises(NonFiniteError, match=r"rank 0: .* \(parameter weight\)") as caught:
+        mine.opt.reduce_(gradients)
+    same_everywhere(comm, str(caught.value))
+    assert mine.bits() == before
+    mine.step(2)
+
+
+def test_runs_that_differ_in_where_they_threshold_are_told(cupy, comm, monkeypatch):
+    needs(comm, 2)
+    torch_runs = pytest.importorskip("torch_runs", reason="needs PyTorch")
+    from torch_devices import EmulatedHome
+
+    from gtcbmuf.errors import MismatchError
+
+    gtcbmuf.init()
+    if comm.rank == 0:
+        monkeypatch.setattr("gtcbmuf.torch.optimizer.home_of", lambda named, rank: EmulatedHome())
+    _, opt = torch_runs.wrapped("mlp", "sgd", GTC_)
+    with pytest.raises(MismatchError, match="where gradients are thresholded.*on the GPU"):
+        opt.synchronize()
+    opt.remove_hooks()
