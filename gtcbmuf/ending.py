@@ -20,6 +20,7 @@ from gtcbmuf.errors import ExchangeClosedError
 FORWARD_SECONDS = 0.3  # mpirun, told to abort, drops output that it has not forwarded yet
 ECHO_SECONDS = 3.0  # who raises what another rank caused lets that one speak first
 LEAVE_SECONDS = 2.0  # ranks that end within this time need no words
+FINALIZE_SECONDS = 3.0  # after a death
 ABORT_SECONDS = 3.0  # launcher and MPI have so long to end this process
 
 
@@ -38,23 +39,31 @@ def bounded(seconds: float) -> Iterator[None]:
             faulthandler.cancel_dump_traceback_later()
 
 
+def bound_exit() -> None:
+    """After a death MPI_Finalize does not always come back: this process then ends without it."""
+    end = threading.Timer(FINALIZE_SECONDS, os._exit, [0])
+    end.daemon = True
+    end.start()
+
+
 class Ending:
     """Of one init(): takes the hooks for exceptions, watches the processes on this host.
 
     MPI: mpi4py's. comm: an mpi4py communicator of all ranks, for this alone. places: (host number,
-    host name, neighbours.place()) of each rank. timeout_seconds: for ranks that do not come to the end.
+    host name, neighbours.place()) of each rank. timeout_seconds: for ranks that do not come to the end. watch: whether the
+    death of a process on this host ends the job.
     """
 
-    def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float):
+    def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float, watch: bool = True):
         self.comm, self._MPI, self._places, self._seconds = comm, MPI, places, timeout_seconds
-        self._checkpoint: tuple[str, int] | None = None
+        self.checkpoint: tuple[str, int] | None = None
         self._request = None
         self._speaking = threading.Lock()
         rank = comm.rank
         _, self._process = places[rank][2]
         self._local = [r for r, place in enumerate(places) if place[0] == places[rank][0]]
         self._neighbours = neighbours.Neighbours(
-            {r: places[r][2] for r in self._local if r != rank}, self._neighbours_died
+            {r: places[r][2] for r in self._local if watch and r != rank}, self._neighbours_died
         )
         self._excepthook, self._thread_hook = sys.excepthook, threading.excepthook
         if comm.size > 1:
@@ -62,7 +71,7 @@ class Ending:
 
     def note_checkpoint(self, path, step: int) -> None:
         """All ranks have saved or restored it: good to go on from."""
-        self._checkpoint = os.path.abspath(path), step
+        self.checkpoint = os.path.abspath(path), step
 
     def _in_job(self) -> bool:
         """Not so in a process that the program has forked."""
@@ -113,9 +122,9 @@ class Ending:
             self._abort()
 
     def _good_checkpoint(self) -> str:
-        if self._checkpoint is None:
+        if self.checkpoint is None:
             return "this run has saved and restored no checkpoint"
-        path, step = self._checkpoint
+        path, step = self.checkpoint
         return f"the last good checkpoint is {path}, step {step}"
 
     def _abort(self) -> None:

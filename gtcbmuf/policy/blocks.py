@@ -148,10 +148,10 @@ class Blocks:
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
-        if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
-            yield from self._check_shared()
         model.write(self._start() if self.origin is None else self.origin)
         model.at_block_boundary()
+        if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
+            yield from self._check_shared()
 
     def _check_shared(self) -> Iterator[None]:
         """All ranks, wherever they are in their steps, have the same W and Δ."""
@@ -255,6 +255,24 @@ class Blocks:
             return NonFiniteError(error.rank, error.bucket, error.index, name)
         index = self.shard.start + error.index
         return NonFiniteError(self.leaders[error.rank], 0, index, self.layout.name_at(index))
+
+    def succeed(self, old: Blocks, shared: dict[str, Any] | None, behind: bool, model: Model) -> None:
+        """Takes over from the blocks of the job that was (docs/shrink.md). shared: W and Δ are in it; behind: a block has
+        been closed, or the first one begun, without this rank.
+
+        W_start moves where η = 1 - 1/N does; the model moves with it, so that what it has done in the block stays.
+        """
+        if shared is None:
+            return
+        own = {"steps": 0, "samples": 0} if behind else {"steps": old.steps, "samples": old.samples}
+        self.load({**shared, **own})
+        start = self._start()
+        if not behind:
+            vector = np.empty_like(start)
+            model.read(vector)
+            start -= old._start()
+            start += vector
+        model.write(start)
 
     # -- state --------------------------------------------------------------------------------------
 

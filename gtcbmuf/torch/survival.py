@@ -1,0 +1,135 @@
+"""on_failure="shrink": the step goes on without a rank that has died (docs/shrink.md)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from gtcbmuf import recovery
+from gtcbmuf.errors import ExchangeClosedError, RankFailedError, SettingsError
+from gtcbmuf.observe import Observer
+from gtcbmuf.policy.survivor import check_survivable
+from gtcbmuf.torch.broadcasts import _broadcast_object
+from gtcbmuf.torch.parameters import owners
+from gtcbmuf.torch.whole import WholeRun, drive
+from gtcbmuf.torch.wrapper import evaluates_often
+
+
+class Surviving(WholeRun):
+    """Of DistributedOptimizer, which has its worker, its model and its reducer."""
+
+    _overtaken = False  # others have done this step's update, and this rank has taken it over
+
+    def _check_survivable(self) -> None:
+        """SettingsError for what is not there with on_failure="shrink"."""
+        check_survivable(self.strategy)
+        others = [owner for owner in owners() if owner is not self and not owner._virtual]
+        for found, what in (
+            (evaluates_often(self.inner), f"{type(self.inner).__name__}, which exchanges several times in a step,"),
+            (self._scaler is not None, "a GradScaler"),
+            (others, "a second DistributedOptimizer"),
+        ):
+            if found:
+                raise SettingsError(f'{what} is not there with on_failure="shrink"; leave on_failure at "end"')
+
+    def _surviving(self, work: Callable[[], Iterator[None]]) -> Iterator[None]:
+        """work() to its end, on this rank or, `_overtaken`, on others; after a death with those that live."""
+        pending = True
+        while pending:
+            worker, begin = self._worker, time.monotonic()
+            at = worker.position, worker.steps
+            try:
+                yield from work()
+                return
+            except RankFailedError as error:
+                if self._worker.position != at[0] and self._worker.steps == at[1]:
+                    self._worker.steps += 1  # the block was closed, and what came after it failed
+                pending = (self._worker.position, self._worker.steps) == at
+                pending = self._go_on(error, pending, time.monotonic() - begin)
+
+    def _go_on(self, error: RankFailedError, pending: bool, waited: float) -> bool:
+        """Whether the work that was interrupted is still to be done when the survivors are together again."""
+        begin = time.monotonic()
+        while True:
+            report = {"position": self._worker.position, "sequence": self._groups.world.sequence, "steps": self._worker.steps,
+                      "residual": self._worker.residual_norm(), "error": str(error), "waited": waited}  # fmt: skip
+            succession, groups, legacy = recovery.recover(report, self._meet)
+            self._take_over(succession, groups, legacy)
+            pending = pending and legacy is None
+            self._overtaken |= legacy is not None
+            try:
+                drive(self._worker.start(self._model))  # raises MismatchError unless all have the same model
+            except RankFailedError as another:
+                error = another
+                continue
+            if succession.rank == 0:
+                _tell(succession, time.monotonic() - begin)
+            return pending
+
+    def _meet(self, succession: recovery.Succession):
+        """With whom this rank goes on, and what it has to take over from a rank that is ahead of it, or None."""
+        for rank, report in zip(succession.was, succession.reports):
+            if report is None:
+                raise ExchangeClosedError(f"rank {rank} had ended its program when another rank died: nobody can go on without it")
+        groups = succession.groups(self.strategy.groups)
+        positions = [report["position"] for report in succession.reports]
+        newest = max(positions)
+        legacy = None
+        if min(positions) < newest:
+            first = positions.index(newest)
+            own = self._legacy() if succession.rank == first else None
+            legacy = drive(_broadcast_object(succession.world, own, first, "legacy"))
+        return succession, groups, legacy if self._worker.position < newest else None
+
+    def _legacy(self) -> dict[str, Any]:
+        """In a block ranks have models of their own: what they share is W, which is the worker's."""
+        legacy = {"worker": self._worker.legacy()}
+        if legacy["worker"]["blocks"] is None:
+            vector = np.empty(self._worker.layout.elements, self._worker.layout.vector_dtype)
+            self._model.read(vector)
+            legacy |= {"model": vector, "optimizer": self.inner.state_dict()["state"]}
+        return legacy
+
+    @torch.no_grad()
+    def _take_over(self, succession, groups, legacy: dict[str, Any] | None) -> None:
+        """Learning rates and other settings stay this rank's: the program sets them as it comes to the next step."""
+        if legacy is not None and "model" in legacy:
+            self._model.write(legacy["model"])
+            self.inner.load_state_dict({**self.inner.state_dict(), "state": legacy["optimizer"]})
+        old, tensors = self._worker, [n.tensor for n in self._reducer.named]
+        self._observer = Observer(groups, self._observer.metrics, self._observer.timeline)
+        self._groups = self._observer.groups
+        self._worker = self.strategy.worker(tensors, self._groups)
+        self._worker.check_every = self._check_every
+        sequence = max(report["sequence"] for report in succession.reports)
+        self._worker.succeed(old, legacy and legacy["worker"], sequence, self._model)
+        self._reducer.begin_anew(self._worker)
+
+
+def _tell(succession, seconds: float) -> None:
+    """On stderr: who died, in what, how long it took and what is lost."""
+    reports = succession.reports
+    own = reports[0]
+    dead = "; ".join(
+        f"rank {old} of {succession.old_size}" + (f" (rank {born} in init())" if born != old else "") + f" on host {host}"
+        for old, born, host in succession.dead
+    )
+    ahead = sum(report["position"] > min(r["position"] for r in reports) for report in reports)
+    done = f"{ahead} of them had completed what was under way, and the others took it over" if ahead else "what was under way is done again"
+    elements, _ = own["residual"]
+    norms = [report["residual"][1] for report in reports]
+    lost = (
+        f"the residuals of the dead are lost, {len(succession.dead)} x {elements} elements; their norms are not known, those of the "
+        f"survivors are {min(norms):.4g} to {max(norms):.4g}" if elements else "no residuals are lost: the strategy has none"
+    )
+    print(
+        f"gtcbmuf: {dead} died; seen by rank 0 after {own['steps']} steps, {own['waited']:.3f} s after it had begun to wait: "
+        f"{own['error'].split('. A rank of this job')[0]}\n"
+        f"gtcbmuf: {succession.size} ranks go on, after {seconds:.3f} s; {done}; {lost}",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
