@@ -20,7 +20,6 @@ from gtcbmuf.errors import ExchangeClosedError
 FORWARD_SECONDS = 0.3  # mpirun, told to abort, drops output that it has not forwarded yet
 ECHO_SECONDS = 3.0  # who raises what another rank caused lets that one speak first
 LEAVE_SECONDS = 2.0  # ranks that end within this time need no words
-FINALIZE_SECONDS = 3.0  # after a death
 ABORT_SECONDS = 3.0  # launcher and MPI have so long to end this process
 
 
@@ -37,13 +36,6 @@ def bounded(seconds: float) -> Iterator[None]:
     finally:
         if armed:
             faulthandler.cancel_dump_traceback_later()
-
-
-def bound_exit() -> None:
-    """After a death MPI_Finalize does not always come back: this process then ends without it."""
-    end = threading.Timer(FINALIZE_SECONDS, os._exit, [0])
-    end.daemon = True
-    end.start()
 
 
 class Ending:

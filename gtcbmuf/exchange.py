@@ -82,6 +82,11 @@ class Engine:
         self._core.close()
 
 
+def exit_after(seconds: float) -> None:
+    """After a death MPI_Finalize does not always come back: if it has not by then, the process ends, with status 0."""
+    _core.exit_after(seconds, 0)
+
+
 def _close(engine):
     if (engine := engine()) is not None:
         engine.close()

@@ -11,8 +11,11 @@ import numpy as np
 
 from gtcbmuf import agreement, config, launcher, neighbours, ulfm, windows
 from gtcbmuf import groups as grouping
-from gtcbmuf.ending import Ending, bound_exit, bounded
+from gtcbmuf.ending import Ending, bounded
 from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
+
+FINALIZE_SECONDS = 1.0  # after a death
+
 
 @dataclass
 class _Runtime:
@@ -181,17 +184,17 @@ def _watch_the_end(runtime):
 def _at_the_end(runtime) -> None:
     if _runtime is not runtime:
         return
+    from gtcbmuf import exchange, recovery  # recovery needs this module
+
     try:
         runtime.ending.leave(runtime.engine, [exchange for exchange, _ in runtime.exchanges])
     except runtime.MPI.Exception:
         if not runtime.shrinks:
             raise
-        from gtcbmuf import recovery  # which needs this module
-
         recovery.leave_without_the_dead()
         return
     if runtime.generation:
-        bound_exit()
+        exchange.exit_after(FINALIZE_SECONDS)
     _close(runtime)
 
 

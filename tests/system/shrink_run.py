@@ -13,10 +13,15 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import torch
 
+# The first optimizer would import it for nothing, which takes seconds on each rank.
+torch._dynamo = sys.modules["torch._dynamo"] = MagicMock(disable=lambda function, *_, **__: function)
+
 import gtcbmuf.torch as hvd
+from gtcbmuf import recovery
 from gtcbmuf.errors import RankFailedError
 
 SHAPES = ((40, 30), (50,), (7, 11))
@@ -47,7 +52,11 @@ def optimizer_of(how, parameters):
     return torch.optim.SGD(parameters, lr=0.125, momentum=0.5)
 
 
-def die(folder, born, step):
+now = 0  # step
+
+
+def die(folder, born, step=None):
+    step = now if step is None else step
     (folder / f"died-{born}").write_text(f"{time.time()} {step}")
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,7 +74,22 @@ def fall_behind(optimizer):
     optimizer._worker.finish = hears_of_the_death
 
 
+def log_recoveries(path):
+    """When each began and ended."""
+    recover = recovery.recover
+
+    def logged(*arguments):
+        begin = time.time()
+        result = recover(*arguments)
+        with path.open("a") as log:
+            log.write(f"{begin} {time.time()}\n")
+        return result
+
+    recovery.recover = logged
+
+
 def main():
+    global now
     folder, how = Path(sys.argv[1]), json.loads(sys.argv[2])
     hvd.init(on_failure="shrink")
     born = hvd.rank()
@@ -73,9 +97,13 @@ def main():
     parameters = [torch.nn.Parameter(p) for p in initial()]
     optimizer = hvd.DistributedOptimizer(optimizer_of(how, parameters), [(f"p{i}", p) for i, p in enumerate(parameters)],
                                          strategy=strategy_of(how), check_every=how.get("check_every"))  # fmt: skip
+    log_recoveries(folder / f"recovered-{born}")
     for step in range(how["steps"]):
+        now = step
         if where == "time" and step == 1:
-            threading.Timer(at, die, (folder, born, step)).start()
+            timer = threading.Timer(at, die, (folder, born))
+            timer.daemon = True
+            timer.start()
         if step == at and where == "before":
             die(folder, born, step)
         if step == how.get("behind", {}).get(str(born)):
@@ -95,13 +123,14 @@ def main():
             optimizer.step()
         if step == at and where == "after":
             die(folder, born, step)
-    state = optimizer._worker.state_dict()
-    gradients_state = state["gradients"]
-    torch.save({"model": [p.detach() for p in parameters], "steps": state["steps"], "generation": hvd.generation(),
-                "rank": hvd.rank(), "size": hvd.size(), "state": optimizer.inner.state_dict()["state"],
-                "global": optimizer._worker.global_params() is not None and torch.from_numpy(optimizer._worker.global_params().copy()),
-                "residuals": [torch.from_numpy(lane["residual"]) for lane in (gradients_state or {"lanes": []})["lanes"]
-                              if "residual" in lane]}, folder / f"end-{born}.pt")  # fmt: skip
+    worker = optimizer._worker
+    lanes = zip(worker.layout.buckets, worker._gradients.lanes if worker._gradients else [])
+    torch.save({
+        "model": [p.detach() for p in parameters],
+        "state": optimizer.inner.state_dict()["state"],
+        "residuals": {bucket.tensors[0].name: torch.from_numpy(lane.residual) for bucket, lane in lanes if hasattr(lane, "residual")},
+        "steps": worker.steps, "generation": hvd.generation(), "rank": hvd.rank(), "size": hvd.size(),
+    }, folder / f"end-{born}.pt")  # fmt: skip
 
 
 if __name__ == "__main__":

