@@ -256,23 +256,24 @@ class Blocks:
         index = self.shard.start + error.index
         return NonFiniteError(self.leaders[error.rank], 0, index, self.layout.name_at(index))
 
-    def succeed(self, old: Blocks, shared: dict[str, Any] | None, behind: bool, model: Model) -> None:
-        """Takes over from the blocks of the job that was (docs/shrink.md). shared: W and Δ are in it; behind: a block has
-        been closed, or the first one begun, without this rank.
+    def succeed(self, old: Blocks, state: dict[str, Any], behind: bool, model: Model) -> None:
+        """Takes over from the blocks of the job that was (docs/shrink.md). behind: a block was closed, or the first one
+        begun, without this rank; `state` then has what came of it.
 
         W_start moves where η = 1 - 1/N does; the model moves with it, so that what it has done in the block stays.
         """
-        if shared is None:
-            return
-        own = {"steps": 0, "samples": 0} if behind else {"steps": old.steps, "samples": old.samples}
-        self.load({**shared, **own})
+        self.load(state)
         start = self._start()
-        if not behind:
-            vector = np.empty_like(start)
-            model.read(vector)
-            start -= old._start()
-            start += vector
-        model.write(start)
+        if behind:
+            model.write(start)
+            if old.begun:
+                model.at_block_boundary()
+            return
+        moved = start - old._start()
+        if moved.any():
+            model.read(start)
+            start += moved
+            model.write(start)
 
     # -- state --------------------------------------------------------------------------------------
 

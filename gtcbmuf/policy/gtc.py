@@ -217,7 +217,10 @@ class GTCLane:
     def settle(self) -> None:
         """The step is done, as others say who had all messages; here some have not come. The own one, and with it the
         new residual, was complete when they had it."""
-        self.residual, self.gradient = self.gradient, self.residual
+        if self._whole:
+            self.clear()
+        else:
+            self.residual, self.gradient = self.gradient, self.residual
 
     def receive(self, ticket: Ticket) -> None:
         """gradient = Σ q over the workers in order of rank (from owners: what they made of it), / their number."""

@@ -30,6 +30,3 @@ class NoBlocks:
 
     def load(self, state: None) -> None:
         pass
-
-    def succeed(self, old, shared: None, behind: bool, model: Model) -> None:
-        pass

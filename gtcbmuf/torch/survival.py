@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
 
 from gtcbmuf import recovery
@@ -56,14 +55,14 @@ class Surviving(WholeRun):
         """Whether the work that was interrupted is still to be done when the survivors are together again."""
         begin = time.monotonic()
         while True:
-            report = {"position": self._worker.position, "sequence": self._groups.world.sequence, "steps": self._worker.steps,
+            report = {"position": self._worker.position, "sequence": self._groups.intra.sequence, "steps": self._worker.steps,
                       "residual": self._worker.residual_norm(), "error": str(error), "waited": waited}  # fmt: skip
-            succession, groups, legacy = recovery.recover(report, self._meet)
-            self._take_over(succession, groups, legacy)
-            pending = pending and legacy is None
-            self._overtaken |= legacy is not None
+            succession, groups, block, step = recovery.recover(report, self._meet)
+            self._take_over(succession, groups, block, step)
+            if block is not None or step is not None:
+                pending, self._overtaken = False, True
             try:
-                drive(self._worker.start(self._model))  # raises MismatchError unless all have the same model
+                drive(self._worker.rejoin(self._model))
             except RankFailedError as another:
                 error = another
                 continue
@@ -72,42 +71,46 @@ class Surviving(WholeRun):
             return pending
 
     def _meet(self, succession: recovery.Succession):
-        """With whom this rank goes on, and what it has to take over from a rank that is ahead of it, or None."""
+        """With whom this rank goes on, and what it has to take over from ranks that are ahead of it: of a block, of a step."""
         for rank, report in zip(succession.was, succession.reports):
             if report is None:
                 raise ExchangeClosedError(f"rank {rank} had ended its program when another rank died: nobody can go on without it")
-        groups = succession.groups(self.strategy.groups)
-        positions = [report["position"] for report in succession.reports]
-        newest = max(positions)
-        legacy = None
-        if min(positions) < newest:
-            first = positions.index(newest)
-            own = self._legacy() if succession.rank == first else None
-            legacy = drive(_broadcast_object(succession.world, own, first, "legacy"))
-        return succession, groups, legacy if self._worker.position < newest else None
+        alive = [[succession.was.index(rank) for rank in group if rank in succession.was] for group in self._groups.members]
+        groups = succession.groups([group for group in alive if group])
+        places = [report["position"] for report in succession.reports]
+        own = self._worker.position
+        blocks = max(place[0] for place in places)
+        behind = [place[0] < blocks for place in places]
+        block = self._hand_over(succession.world, behind, self._worker.block_legacy)
+        exchange, members = (groups.intra, groups.members[groups.index]) if blocks else (succession.world, range(succession.size))
+        steps = max(places[rank][1] for rank in members if not behind[rank]) if not all(behind[r] for r in members) else 0
+        late = [not behind[rank] and places[rank][1] < steps for rank in members]
+        step = self._hand_over(exchange, late, self._step_legacy)
+        return succession, groups, block if own[0] < blocks else None, step if late[exchange.rank] else None
 
-    def _legacy(self) -> dict[str, Any]:
-        """In a block ranks have models of their own: what they share is W, which is the worker's."""
-        legacy = {"worker": self._worker.legacy()}
-        if legacy["worker"]["blocks"] is None:
-            vector = np.empty(self._worker.layout.elements, self._worker.layout.vector_dtype)
-            self._model.read(vector)
-            legacy |= {"model": vector, "optimizer": self.inner.state_dict()["state"]}
-        return legacy
+    def _hand_over(self, exchange, behind: list[bool], make):
+        """What make() gives on the first rank of the exchange that is not behind, if any is; else None."""
+        if not any(behind):
+            return None
+        first = behind.index(False)
+        return drive(_broadcast_object(exchange, make() if exchange.rank == first else None, first, "legacy"))
+
+    def _step_legacy(self) -> dict[str, Any]:
+        return {**self._worker.step_legacy(self._model), "optimizer": self.inner.state_dict()["state"]}
 
     @torch.no_grad()
-    def _take_over(self, succession, groups, legacy: dict[str, Any] | None) -> None:
+    def _take_over(self, succession, groups, block: dict[str, Any] | None, step: dict[str, Any] | None) -> None:
         """Learning rates and other settings stay this rank's: the program sets them as it comes to the next step."""
-        if legacy is not None and "model" in legacy:
-            self._model.write(legacy["model"])
-            self.inner.load_state_dict({**self.inner.state_dict(), "state": legacy["optimizer"]})
+        if step is not None:
+            self.inner.load_state_dict({**self.inner.state_dict(), "state": step["optimizer"]})
         old, tensors = self._worker, [n.tensor for n in self._reducer.named]
         self._observer = Observer(groups, self._observer.metrics, self._observer.timeline)
         self._groups = self._observer.groups
         self._worker = self.strategy.worker(tensors, self._groups)
         self._worker.check_every = self._check_every
         sequence = max(report["sequence"] for report in succession.reports)
-        self._worker.succeed(old, legacy and legacy["worker"], sequence, self._model)
+        samples = 1 if self._samples is None else self._samples
+        self._worker.succeed(old, block, step, sequence, self._model, samples)
         self._reducer.begin_anew(self._worker)
 
 

@@ -42,6 +42,8 @@ def strategy_of(how):
     return {
         "GTC": lambda: hvd.GTC(threshold=0.0625, dense_below=60, bucket_bytes=4096),
         "Dense": lambda: hvd.Dense(bucket_bytes=4096),
+        "Hybrid": lambda: hvd.Hybrid(hvd.GTC(threshold=0.0625, dense_below=60, bucket_bytes=4096),
+                                     hvd.BMUF(sync_period=5, block_momentum=how.get("momentum")), groups=how["groups"]),
         "BMUF": lambda: hvd.BMUF(sync_period=5, block_momentum=how.get("momentum")),
     }[how["strategy"]]()
 

@@ -44,10 +44,13 @@ def check(done, folder, how, ranks=4):
     for place, rank in enumerate(sorted(found)):
         end = found[rank]
         assert (end["rank"], end["size"], end["steps"]) == (place, len(found), how["steps"]), done.output
-    period = PERIOD if how["strategy"] == "BMUF" else 1  # what the oracle counts in
-    lasts = [int((folder / f"died-{rank}").read_text().split()[1]) // period for rank in dead]
+    lasts = [int((folder / f"died-{rank}").read_text().split()[1]) for rank in dead]
     further = 4 if any(where == "time" for where, _ in how["deaths"].values()) else 2  # a timer does not stop the steps
-    candidates = [range(last, min(last + further, how["steps"] // period + 1)) for last in lasts]
+    candidates = [[steps for steps in range(last, last + further) if steps <= how["steps"]] for last in lasts]
+    if how["strategy"] == "BMUF":  # local steps of an unfinished block count for nothing
+        candidates = [sorted({steps // PERIOD * PERIOD for steps in some}) for some in candidates]
+    if how["strategy"] == "Hybrid":
+        candidates = [[steps - half for steps in some for half in ([0, 0.5] if steps % PERIOD == 0 else [0])] for some in candidates]
     right = []
     for steps in itertools.product(*candidates):
         took_part = {**dict.fromkeys(found, how["steps"]), **dict(zip(dead, steps))}
@@ -68,7 +71,10 @@ def check(done, folder, how, ranks=4):
     {"strategy": "GTC", "steps": 30, "behind": {"1": 12, "2": 12}, "deaths": {"0": ["after", 12]}},
     {"strategy": "BMUF", "steps": 30, "momentum": 0.5, "deaths": {"0": ["before", 12], "2": ["after", 22]}},
     {"strategy": "BMUF", "steps": 30, "rounding": 1e-5, "deaths": {"3": ["before", 12]}},
-], ids=["GTC", "Dense", "some-behind", "BMUF", "BMUF-momentum-of-N"])  # fmt: skip
+    {"strategy": "Hybrid", "steps": 30, "momentum": 0.5, "groups": [[0, 1], [2, 3]], "deaths": {"0": ["before", 7]}},
+    {"strategy": "Hybrid", "steps": 30, "rounding": 1e-5, "groups": [[0, 2], [1, 3]],
+     "deaths": {"0": ["before", 7], "2": ["after", 14]}},
+], ids=["GTC", "Dense", "some-behind", "BMUF", "BMUF-momentum-of-N", "Hybrid-leader", "Hybrid-group"])  # fmt: skip
 def test_survivors_go_on(how, tmp_path):
     done = job(tmp_path, how)
     took_part = check(done, tmp_path, how)
@@ -99,7 +105,7 @@ def test_kills_at_random_moments(tmp_path):
         first = chance.uniform(0, 1.2)
         victims = chance.sample(range(4), chance.choice([1, 1, 2]))
         times = [first, first + chance.choice([0, 0.02, chance.uniform(0, 0.3)])]
-        how = {"strategy": chance.choice(["GTC", "GTC", "Dense", "BMUF"]), "steps": 300, "momentum": 0.5,
+        how = {"strategy": chance.choice(["GTC", "Dense", "BMUF", "Hybrid"]), "groups": [[0, 1], [2, 3]], "steps": 300, "momentum": 0.5,
                "optimizer": chance.choice(["SGD", "Adam"]), "clip": chance.random() < 0.3,
                "deaths": {str(rank): ["time", at] for rank, at in zip(victims, times)}}  # fmt: skip
         folder = tmp_path / str(count["jobs"])
