@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gtcbmuf.errors import SettingsError
 from gtcbmuf.observe import Metrics, Observer, Timeline
 from gtcbmuf.policy import Exchange, Strategy, Tensor, run
 from gtcbmuf.policy.worker import wait_all
@@ -258,6 +259,8 @@ class _ArraysModel:
 def _process_groups(strategy: Strategy):
     from gtcbmuf import runtime  # virtual workers do without MPI
 
+    if runtime.shrinks():
+        raise SettingsError('on_failure="shrink" is there for gtcbmuf.torch only; leave it at "end"')
     return runtime.groups(strategy.groups)
 
 

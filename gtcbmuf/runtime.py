@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +82,7 @@ def _may_shrink(MPI, on_failure: str) -> bool:
     if on_failure not in ("end", "shrink"):
         raise SettingsError(f'on_failure={on_failure!r}: give "end" or "shrink"')
     if on_failure == "shrink":
-        ulfm.require(MPI, os.environ)
+        ulfm.require(MPI, launcher.started_with_ulfm())
     return on_failure == "shrink"
 
 

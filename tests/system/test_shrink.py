@@ -57,7 +57,7 @@ def check(done, folder, how, ranks=4):
         oracle = run(how, took_part)
         if all(agrees(oracle, rank, end, how.get("rounding", 0.0)) for rank, end in found.items()):
             right.append(steps)
-    assert len(right) == 1, (right, done.output)
+    assert right, done.output  # more than one, if a whole group dies in a block: then it does not matter
     models = [torch.cat([p.reshape(-1) for p in end["model"]]) for end in found.values()]
     assert all(torch.equal(model, models[0]) for model in models)
     return right[0]
@@ -74,7 +74,8 @@ def check(done, folder, how, ranks=4):
     {"strategy": "Hybrid", "steps": 30, "momentum": 0.5, "groups": [[0, 1], [2, 3]], "deaths": {"0": ["before", 7]}},
     {"strategy": "Hybrid", "steps": 30, "rounding": 1e-5, "groups": [[0, 2], [1, 3]],
      "deaths": {"0": ["before", 7], "2": ["after", 14]}},
-], ids=["GTC", "Dense", "some-behind", "BMUF", "BMUF-momentum-of-N", "Hybrid-leader", "Hybrid-group"])  # fmt: skip
+    {"strategy": "GTC", "steps": 20, "corrupt": {"1": 12}, "deaths": {"2": ["after backward", 12], "3": ["recovery", 0]}},
+], ids=["GTC", "Dense", "some-behind", "BMUF", "BMUF-momentum-of-N", "Hybrid-leader", "Hybrid-group", "corrupt-and-in-recovery"])  # fmt: skip
 def test_survivors_go_on(how, tmp_path):
     done = job(tmp_path, how)
     took_part = check(done, tmp_path, how)
@@ -82,7 +83,16 @@ def test_survivors_go_on(how, tmp_path):
     if "behind" in how:
         assert took_part == (13,) and "had completed what was under way" in done.output, done.output
     if how["strategy"] == "GTC":
-        assert "the residuals of the dead are lost, 1 x 1277 elements" in done.output
+        lost = f"the residuals of the dead are lost, {len(how['deaths'])} x 1277 elements"
+        assert lost in done.output
+
+
+@needs_ulfm
+def test_a_death_outside_of_a_step_ends_the_job(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "save": 10, "deaths": {"2": ["save", 0]}}
+    done = job(tmp_path, how)
+    assert done.status != 0 and not ends(tmp_path), done.output
+    assert "ends the job:" in done.output and "this run has saved and restored no checkpoint" in done.output
 
 
 @needs_ulfm
