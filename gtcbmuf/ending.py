@@ -57,8 +57,11 @@ class Ending:
         self._neighbours = neighbours.Neighbours(
             {r: places[r][2] for r in self._local if watch and r != rank}, self._neighbours_died
         )
+        self.take_hooks()
+
+    def take_hooks(self) -> None:
         self._excepthook, self._thread_hook = sys.excepthook, threading.excepthook
-        if comm.size > 1:
+        if self.comm.size > 1:
             sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
 
     def note_checkpoint(self, path, step: int) -> None:

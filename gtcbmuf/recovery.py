@@ -35,7 +35,7 @@ def recover(report, transfer):
     """
     old = runtime._get()
     _hush(old)
-    comm, size = old.comm, old.comm.size
+    comm = old.comm
     with bounded(runtime._deadline()):
         while True:
             comm = ulfm.shrink(old.MPI, comm)
@@ -49,12 +49,13 @@ def recover(report, transfer):
             except Exception as caught:  # noqa: BLE001 - by all ranks together, below
                 error = caught
                 ulfm.revoke(old.MPI, _communicators(new))
-            if ulfm.all_agree(old.MPI, comm, error is None):
+            fine = ulfm.all_agree(old.MPI, comm, error is None)
+            if fine:
                 break
             _hush(new)
-            if comm.size == size and not ulfm.death_known(old.MPI, comm, 0):
+            if fine is False:
+                old.ending.take_hooks()  # for the error that ends the job
                 raise error or GtcbmufError("another rank could not go on after the death of a rank; it says why")
-            size = comm.size
     new.ending.checkpoint = old.ending.checkpoint
     runtime.succeed(new)
     return result

@@ -68,9 +68,9 @@ def shrink(MPI, comm):
     return new
 
 
-def all_agree(MPI, comm, fine: bool) -> bool:
-    """Whether all ranks of comm live and say so; the same answer on all that live."""
+def all_agree(MPI, comm, fine: bool) -> bool | None:
+    """Whether all ranks of comm say so; None: one of them has died. The same answer on all that live."""
     try:
         return bool(comm.Agree(int(fine)))
     except MPI.Exception:
-        return False
+        return None

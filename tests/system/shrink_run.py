@@ -127,6 +127,8 @@ def main():
             optimizer.step()
         if step == at and where == "after":
             die(folder, born, step)
+        if step == how.get("ends", {}).get(str(born)):
+            return
         if step + 1 == how.get("save"):
             if where == "save":
                 die(folder, born, step)

@@ -100,6 +100,15 @@ def test_a_death_outside_of_a_step_ends_the_job(tmp_path):
     assert "ends the job:" in done.output and "this run has saved and restored no checkpoint" in done.output
 
 
+@needs_ulfm
+@pytest.mark.slow
+def test_a_death_after_a_rank_has_ended_its_program_ends_the_job(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "ends": {"1": 10}, "deaths": {"2": ["after", 10]}}
+    done = job(tmp_path, how)
+    assert done.status != 0 and not ends(tmp_path), done.output
+    assert done.output.count("rank 1 had ended its program when another rank died") >= 1, done.output
+
+
 def test_without_ulfm_it_is_refused():
     how = {"strategy": "GTC", "steps": 3, "deaths": {}}
     done = job("/nowhere", how, ranks=2, options="")
