@@ -24,7 +24,7 @@ import gtcbmuf.torch as hvd
 from gtcbmuf import recovery
 from gtcbmuf.errors import RankFailedError
 
-SHAPES = ((40, 30), (50,), (7, 11))
+SHAPES = ((int(os.environ.get("CHAOS_ROWS", 40)), 30), (50,), (7, 11))
 
 
 def gradients(rank, step):

@@ -117,6 +117,7 @@ def test_without_ulfm_it_is_refused():
 
 
 KILLS, SEED = int(os.environ.get("CHAOS_KILLS", 30)), int(os.environ.get("CHAOS_SEED", time.time_ns() % 10**6))
+STEPS = int(os.environ.get("CHAOS_STEPS", 300))
 
 
 @needs_ulfm
@@ -129,7 +130,7 @@ def test_kills_at_random_moments(tmp_path):
         first = chance.uniform(0, 1.2)
         victims = chance.sample(range(4), chance.choice([1, 1, 2]))
         times = [first, first + chance.choice([0, 0.02, chance.uniform(0, 0.3)])]
-        how = {"strategy": chance.choice(["GTC", "Dense", "BMUF", "Hybrid"]), "groups": [[0, 1], [2, 3]], "steps": 300, "momentum": 0.5,
+        how = {"strategy": chance.choice(["GTC", "Dense", "BMUF", "Hybrid"]), "groups": [[0, 1], [2, 3]], "steps": STEPS, "momentum": 0.5,
                "optimizer": chance.choice(["SGD", "Adam"]), "clip": chance.random() < 0.3,
                "deaths": {str(rank): ["time", at] for rank, at in zip(victims, times)}}  # fmt: skip
         folder = tmp_path / str(count["jobs"])
