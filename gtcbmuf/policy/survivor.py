@@ -56,7 +56,8 @@ class Survivor:
     def succeed(self, old: Survivor, block: dict[str, Any] | None, step: dict[str, Any] | None, sequence: int,
                 model: Model, samples: int) -> None:  # fmt: skip
         """Takes over from `old`, this rank's machine in the job that was. block, step: the legacy of one who was ahead, or
-        None. sequence: one that no rank has come to. samples: of the step under way. The model is that of the survivors then."""
+        None; step["counted"]: the others have counted the step as well, and not only made its update. sequence: one that no rank
+        has come to. samples: of the step under way. The model is that of the survivors then."""
         if step is not None:
             model.write(step["model"])
             if not old.warming_up:
@@ -67,9 +68,10 @@ class Survivor:
             shared = step["lanes"] if step is not None else map(_of_all, lanes)
             lanes = [_lane({**own, **of_all}, grown) for own, of_all in zip(lanes, shared, strict=True)]
             self._gradients.load({"lanes": lanes, "sequence": sequence})
-        self.steps = old.steps + (block is not None or step is not None)
+        counted = step is not None and step["counted"]
+        self.steps = old.steps + (block is not None or counted)
         state = old._blocks.state() if block is None else {**block["blocks"], "steps": 0, "samples": 0}
-        if step is not None and state is not None:
+        if counted and state is not None:
             state["steps"] += 1
             state["samples"] += samples
         if state is not None:

@@ -140,8 +140,10 @@ class DistributedOptimizer(Surviving):
             self._overtaken, self._samples = False, None
             self._reset()
             return loss
-        with self._observer.span("update"):
-            self.inner.step()
+        if not self._updated:
+            with self._observer.span("update"):
+                self.inner.step()
+        self._updated = False
         yield from self._after_update()
         return loss
 
@@ -164,7 +166,7 @@ class DistributedOptimizer(Surviving):
         samples, self._samples = self._samples, None
         self._reset()
         with self._observer.span("after update"):
-            yield from self._surviving(lambda: self._worker.after_update(self._model, samples))
+            yield from self._surviving(lambda: self._worker.after_update(self._model, samples), updated=True)
         self._overtaken = False
         self._observer.step(self._worker)
 

@@ -22,7 +22,8 @@ from gtcbmuf.torch.wrapper import evaluates_often
 class Surviving(WholeRun):
     """Of DistributedOptimizer, which has its worker, its model and its reducer."""
 
-    _overtaken = False  # others have done this step's update, and this rank has taken it over
+    _overtaken = False  # others have done this step, and this rank has taken over what came of it
+    _updated = False  # they have made its update only, and the block is still to be closed
 
     def _check_survivable(self) -> None:
         """SettingsError for what is not there with on_failure="shrink"."""
@@ -36,8 +37,9 @@ class Surviving(WholeRun):
             if found:
                 raise SettingsError(f'{what} is not there with on_failure="shrink"; leave on_failure at "end"')
 
-    def _surviving(self, work: Callable[[], Iterator[None]]) -> Iterator[None]:
-        """work() to its end, on this rank or, `_overtaken`, on others; after a death with those that live."""
+    def _surviving(self, work: Callable[[], Iterator[None]], updated: bool = False) -> Iterator[None]:
+        """work() to its end, on this rank or on others (`_overtaken`, `_updated`); after a death with those that live.
+        updated: the step's update has been made."""
         pending = True
         while pending:
             worker, begin = self._worker, time.monotonic()
@@ -49,18 +51,22 @@ class Surviving(WholeRun):
                 if self._worker.position != at[0] and self._worker.steps == at[1]:
                     self._worker.steps += 1  # the block was closed, and what came after it failed
                 pending = (self._worker.position, self._worker.steps) == at
-                pending = self._go_on(error, pending, time.monotonic() - begin)
+                pending = self._go_on(error, pending, updated, time.monotonic() - begin)
 
-    def _go_on(self, error: RankFailedError, pending: bool, waited: float) -> bool:
+    def _go_on(self, error: RankFailedError, pending: bool, updated: bool, waited: float) -> bool:
         """Whether the work that was interrupted is still to be done when the survivors are together again."""
         begin = time.monotonic()
         while True:
-            report = {"position": self._worker.position, "sequence": self._groups.intra.sequence, "steps": self._worker.steps,
+            blocks, steps = self._worker.position
+            half = (pending and updated or self._updated) and self._worker.exchanges_gradients  # an update that is not counted yet
+            report = {"position": (blocks, steps + half / 2), "sequence": self._groups.intra.sequence, "steps": self._worker.steps,
                       "residual": self._worker.residual_norm(), "error": str(error), "waited": waited}  # fmt: skip
             succession, groups, block, step = recovery.recover(report, self._meet)
             self._take_over(succession, groups, block, step)
             if block is not None or step is not None:
-                pending, self._overtaken = False, True
+                pending = False
+                self._updated = step is not None and not step["counted"]
+                self._overtaken = not self._updated
             try:
                 drive(self._worker.rejoin(self._model))
             except RankFailedError as another:
@@ -78,14 +84,16 @@ class Surviving(WholeRun):
         alive = [[succession.was.index(rank) for rank in group if rank in succession.was] for group in self._groups.members]
         groups = succession.groups([group for group in alive if group])
         places = [report["position"] for report in succession.reports]
-        own = self._worker.position
+        own = places[succession.rank]
         blocks = max(place[0] for place in places)
         behind = [place[0] < blocks for place in places]
         block = self._hand_over(succession.world, behind, self._worker.block_legacy)
         exchange, members = (groups.intra, groups.members[groups.index]) if blocks else (succession.world, range(succession.size))
-        steps = max(places[rank][1] for rank in members if not behind[rank]) if not all(behind[r] for r in members) else 0
+        steps = max((places[rank][1] for rank in members if not behind[rank]), default=0)
         late = [not behind[rank] and places[rank][1] < steps for rank in members]
         step = self._hand_over(exchange, late, self._step_legacy)
+        if step is not None:
+            step["counted"] = steps == own[1] + 1
         return succession, groups, block if own[0] < blocks else None, step if late[exchange.rank] else None
 
     def _hand_over(self, exchange, behind: list[bool], make):
