@@ -9,6 +9,7 @@ from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 from gtcbmuf.preemption import Preemption
 from gtcbmuf.runtime import (
+    generation,
     init,
     is_initialized,
     local_rank,
@@ -26,6 +27,7 @@ __all__ = [
     "Preemption",
     "Metrics",
     "Timeline",
+    "generation",
     "init",
     "is_initialized",
     "local_rank",

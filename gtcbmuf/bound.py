@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from gtcbmuf.errors import SettingsError
 from gtcbmuf.observe import Observer
 from gtcbmuf.policy import Exchange, Strategy, Tensor, Worker, run
 from gtcbmuf.policy.worker import wait_all
@@ -233,6 +234,8 @@ class _ArraysModel:
 def _process_groups(strategy: Strategy):
     from gtcbmuf import runtime  # virtual workers do without MPI
 
+    if runtime.shrinks():
+        raise SettingsError('on_failure="shrink" is there for gtcbmuf.torch only; leave it at "end"')
     return runtime.groups(strategy.groups)
 
 

@@ -42,27 +42,31 @@ class Ending:
     """Of one init(): takes the hooks for exceptions, watches the processes on this host.
 
     MPI: mpi4py's. comm: an mpi4py communicator of all ranks, for this alone. places: (host number,
-    host name, neighbours.place()) of each rank. timeout_seconds: for ranks that do not come to the end.
+    host name, neighbours.place()) of each rank. timeout_seconds: for ranks that do not come to the end. watch: whether the
+    death of a process on this host ends the job.
     """
 
-    def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float):
+    def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float, watch: bool = True):
         self.comm, self._MPI, self._places, self._seconds = comm, MPI, places, timeout_seconds
-        self._checkpoint: tuple[str, int] | None = None
+        self.checkpoint: tuple[str, int] | None = None
         self._request = None
         self._speaking = threading.Lock()
         rank = comm.rank
         _, self._process = places[rank][2]
         self._local = [r for r, place in enumerate(places) if place[0] == places[rank][0]]
         self._neighbours = neighbours.Neighbours(
-            {r: places[r][2] for r in self._local if r != rank}, self._neighbours_died
+            {r: places[r][2] for r in self._local if watch and r != rank}, self._neighbours_died
         )
+        self.take_hooks()
+
+    def take_hooks(self) -> None:
         self._excepthook, self._thread_hook = sys.excepthook, threading.excepthook
-        if comm.size > 1:
+        if self.comm.size > 1:
             sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
 
     def note_checkpoint(self, path, step: int) -> None:
         """All ranks have saved or restored it: good to go on from."""
-        self._checkpoint = os.path.abspath(path), step
+        self.checkpoint = os.path.abspath(path), step
 
     def _in_job(self) -> bool:
         """Not so in a process that the program has forked."""
@@ -113,9 +117,9 @@ class Ending:
             self._abort()
 
     def _good_checkpoint(self) -> str:
-        if self._checkpoint is None:
+        if self.checkpoint is None:
             return "this run has saved and restored no checkpoint"
-        path, step = self._checkpoint
+        path, step = self.checkpoint
         return f"the last good checkpoint is {path}, step {step}"
 
     def _abort(self) -> None:

@@ -47,6 +47,13 @@ class ExchangeClosedError(GtcbmufError):
     """An operation on an exchange that an earlier error, another rank or close() has ended."""
 
 
+class RankFailedError(GtcbmufError):
+    """With on_failure="shrink": a rank has died, and what this one was exchanging cannot be completed.
+
+    DistributedOptimizer handles it in step() and synchronize(); anywhere else it ends the job (docs/shrink.md).
+    """
+
+
 class LauncherError(GtcbmufError):
     """The processes were started in a way that MPI cannot work with; says which and the cure."""
 

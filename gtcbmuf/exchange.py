@@ -8,7 +8,7 @@ from __future__ import annotations
 import atexit
 import operator
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,7 +21,7 @@ except ImportError as error:
     ) from error
 from gtcbmuf import whereabouts
 from gtcbmuf.errors import LauncherError
-from gtcbmuf.tickets import Ticket, closed_or_broken
+from gtcbmuf.tickets import Ticket, closed_or_broken, rank_failed
 
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
@@ -55,6 +55,7 @@ class Engine:
         self.stall_seconds = float(stall_seconds)
         self.progress_thread = bool(progress_thread)
         self.threads = threads
+        self.death_known: Callable[[], bool] = lambda: False  # whether a rank has died; set where the others may go on
         version = MPI.Get_library_version().rstrip("\0")
         try:
             self._core = _core.Engine(
@@ -79,6 +80,11 @@ class Engine:
     def close(self) -> None:
         """Stop; what is in flight fails. Twice is once."""
         self._core.close()
+
+
+def exit_after(seconds: float) -> None:
+    """After a death MPI_Finalize does not always come back: if it has not by then, the process ends, with status 0."""
+    _core.exit_after(seconds, 0)
 
 
 def _close(engine):
@@ -188,6 +194,8 @@ class MpiExchange:
         try:
             core = getattr(self._core, name)(*arguments)
         except _core.CodecError as error:
+            if self.engine.death_known():
+                raise rank_failed(error.args[1]) from error
             raise closed_or_broken(error) from error
         except TypeError as error:
             if "incompatible function arguments" not in str(error):

@@ -100,6 +100,11 @@ def check_after(launch: Launch, world_size: int, vendor: str) -> None:
         )
 
 
+def started_with_ulfm() -> bool:
+    """Whether Open MPI's mpirun was told to let the others live when a process dies (--with-ft ulfm)."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true", "yes")
+
+
 def installed_wheels() -> list[str]:
     return [name for name in WHEELS if any(True for _ in metadata.distributions(name=name))]
 

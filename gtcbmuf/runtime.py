@@ -8,21 +8,27 @@ from typing import Any
 
 import numpy as np
 
-from gtcbmuf import agreement, config, launcher, neighbours, windows
+from gtcbmuf import agreement, config, launcher, neighbours, ulfm, windows
 from gtcbmuf import groups as grouping
 from gtcbmuf.ending import Ending, bounded
 from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
+
+FINALIZE_SECONDS = 1.0  # after a death
+
 
 @dataclass
 class _Runtime:
     MPI: Any
     comm: Any  # a duplicate of COMM_WORLD: gtcbmuf's traffic never meets the program's own
-    hosts: list[tuple[int, str]]  # of each rank: (lowest rank on it, name)
-    local_rank: int
-    local_size: int
-    engine: Any
-    world: Any
-    ending: Any
+    shrinks: bool = False  # the others go on when a rank dies
+    generation: int = 0  # how often they have
+    born: list[int] = field(default_factory=list)  # the number that each rank had in init()
+    hosts: list[tuple[int, str]] = field(default_factory=list)  # of each rank: (lowest rank on it, name)
+    local_rank: int = 0
+    local_size: int = 1
+    engine: Any = None
+    world: Any = None
+    ending: Any = None
     shared_memory: bool = True  # as the settings have it
     beside: Any = None
     exchanges: list = field(default_factory=list)  # (exchange, its communicator)
@@ -34,8 +40,11 @@ _runtime: _Runtime | None = None
 _left: _Runtime | None = None  # shut down cleanly here; its communicators are still to be freed
 
 
-def init() -> None:
+def init(*, on_failure: str | None = None) -> None:
     """Join the other processes of this job; without a launcher, be a job of one.
+
+    on_failure: what becomes of the job when a rank dies. "end": it ends; "shrink": the others go on (docs/shrink.md).
+        None: what GTCBMUF_ON_FAILURE says, else "end".
 
     Every rank must call it. A second call does nothing. LauncherError if launcher and MPI do not
     fit, SettingsError for an environment that makes no sense; both on all ranks that MPI knows.
@@ -44,7 +53,7 @@ def init() -> None:
     if _runtime is not None:
         return
     with bounded(_deadline()):
-        _runtime = _start()
+        _runtime = _start(on_failure)
     _watch_the_end(_runtime)
 
 
@@ -56,21 +65,42 @@ def _deadline() -> float:
         return config.Config().timeout_seconds
 
 
-def _start() -> _Runtime:
+def _start(on_failure: str | None) -> _Runtime:
     MPI = launcher.load_mpi(_deadline())
     comm = MPI.COMM_WORLD.Dup()
     _free_what_is_left(comm)
     settings = _together(comm, config.current)
+    shrinks = _together(comm, lambda: _may_shrink(MPI, on_failure or settings.on_failure))
+    if len(set(comm.allgather(shrinks))) > 1:
+        raise SettingsError("on_failure differs from rank to rank: give all the same")
+    runtime = _Runtime(MPI, comm, shrinks, born=list(range(comm.size)))
+    _set_up(runtime, settings)
+    return runtime
+
+
+def _may_shrink(MPI, on_failure: str) -> bool:
+    if on_failure not in ("end", "shrink"):
+        raise SettingsError(f'on_failure={on_failure!r}: give "end" or "shrink"')
+    if on_failure == "shrink":
+        ulfm.require(MPI, launcher.started_with_ulfm())
+    return on_failure == "shrink"
+
+
+def _set_up(runtime: _Runtime, settings) -> None:
+    """All that the ranks of its communicator make together."""
+    MPI, comm = runtime.MPI, runtime.comm
     local = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    places = comm.allgather((local.bcast(comm.rank), MPI.Get_processor_name(), neighbours.place()))
-    hosts = [place[:2] for place in places]
-    runtime = _Runtime(MPI, comm, hosts, local.rank, local.size, None, None, None,
-                       settings.shared_memory)  # fmt: skip
+    (lowest,) = local.group.Translate_ranks([0], comm.group)
+    places = comm.allgather((lowest, MPI.Get_processor_name(), neighbours.place()))
+    runtime.hosts = [place[:2] for place in places]
+    runtime.local_rank, runtime.local_size = local.rank, local.size
+    runtime.shared_memory = settings.shared_memory
     local.Free()
     runtime.engine = _together(comm, lambda: _engine(runtime, settings))
     runtime.world = _open(runtime, comm.Dup(), range(comm.size))
-    runtime.ending = Ending(MPI, comm.Dup(), places, settings.timeout_seconds)
-    return runtime
+    if runtime.shrinks:
+        runtime.engine.death_known = lambda: ulfm.death_known(MPI, comm)
+    runtime.ending = Ending(MPI, comm.Dup(), places, settings.timeout_seconds, watch=not runtime.shrinks)
 
 
 def _engine(runtime, settings):
@@ -104,11 +134,11 @@ def _open(runtime, comm, ranks):
 
     hosts = ranks and [runtime.hosts[rank][0] for rank in ranks]
     exchange = MpiExchange(runtime.engine, comm, hosts, ranks)
+    runtime.exchanges.append((exchange, comm))
     if runtime.shared_memory and hosts and comm.size > 1 and len(set(hosts)) == 1:
         shared = windows.open_windows(comm)
         if shared is not None:
             exchange.share(shared)
-    runtime.exchanges.append((exchange, comm))
     return exchange
 
 
@@ -130,6 +160,14 @@ def _together(comm, make):
     return result
 
 
+def succeed(new: _Runtime) -> None:
+    """After a death: the runtime of the survivors in place of the one that was (gtcbmuf/recovery.py)."""
+    global _runtime
+    _runtime = new
+    atexit.unregister(_at_the_end)
+    _watch_the_end(new)
+
+
 # -- the end -------------------------------------------------------------------------------------
 
 
@@ -143,9 +181,20 @@ def _watch_the_end(runtime):
 
 
 def _at_the_end(runtime) -> None:
-    if _runtime is runtime:
+    if _runtime is not runtime:
+        return
+    from gtcbmuf import exchange, recovery  # recovery needs this module
+
+    try:
         runtime.ending.leave(runtime.engine, [exchange for exchange, _ in runtime.exchanges])
-        _close(runtime)
+    except runtime.MPI.Exception:
+        if not runtime.shrinks:
+            raise
+        recovery.leave_without_the_dead()
+        return
+    if runtime.generation:
+        exchange.exit_after(FINALIZE_SECONDS)
+    _close(runtime)
 
 
 def _close(runtime) -> bool:
@@ -207,6 +256,16 @@ def rank() -> int:
 def size() -> int:
     """How many processes the job has."""
     return _get().comm.size
+
+
+def generation() -> int:
+    """How often this job has gone on without ranks that have died. When it changes, so have rank() and size()."""
+    return _get().generation
+
+
+def shrinks() -> bool:
+    """Whether the others go on when a rank dies."""
+    return _runtime is not None and _runtime.shrinks
 
 
 def local_rank() -> int:
@@ -271,9 +330,8 @@ def groups(spec=None) -> grouping.Groups:
 
 
 def _groups(runtime, spec):
-    members = _together(
-        runtime.comm, lambda: grouping.form(spec, host_numbers(), size())
-    )
+    numbers = [number for number, _ in runtime.hosts]
+    members = _together(runtime.comm, lambda: grouping.form(spec, numbers, runtime.comm.size))
     key = tuple(map(tuple, members))
     asked = runtime.comm.allgather(key)
     if any(other != key for other in asked):

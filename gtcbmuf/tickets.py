@@ -16,6 +16,7 @@ from gtcbmuf.errors import (
     MessageError,
     MismatchError,
     NonFiniteError,
+    RankFailedError,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Ticket:
             self._core.give_up(time.monotonic() - begin)
         failure = self._core.failure()
         if failure is not None:
+            if _STATUS[failure["status"]] not in ("NON_FINITE", "DEADLINE") and engine.death_known():
+                raise rank_failed(failure["text"])
             raise self._error(failure)
 
     def _error(self, failure: dict) -> GtcbmufError:
@@ -131,6 +134,13 @@ def _error(failure: dict, late: list[int]) -> GtcbmufError:
     if status in ("NO_MEMORY", "MPI_ERROR", "BAD_ARGUMENT", "TOO_SMALL"):
         return ExchangeError(text)
     return MessageError(text)
+
+
+def rank_failed(text: str) -> RankFailedError:
+    return RankFailedError(
+        f"{text}. A rank of this job has died. Only step() and synchronize() of a DistributedOptimizer go on without it; "
+        "to go on from here, start the job again from its checkpoint"
+    )
 
 
 def closed_or_broken(error) -> GtcbmufError:

@@ -7,6 +7,7 @@ but Open MPI's wheel prints an error of a network layer when it makes one, all r
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
@@ -26,17 +27,18 @@ def open_windows(comm) -> list[np.ndarray] | None:
         own[0] = comm.rank % 255 + 1  # a mark: is it the same memory that others see?
     except OSError:
         pass
-    paths = comm.allgather(path)
     windows = None
-    if None not in paths:
-        try:
-            windows = [own if rank == comm.rank else _map(paths[rank]) for rank in range(comm.size)]
-        except OSError:
-            pass
-    seen = windows and [int(window[0]) for window in windows] == [rank % 255 + 1 for rank in range(comm.size)]
-    everywhere = all(comm.allgather(bool(seen)))
-    if path is not None:
-        os.unlink(path)
+    try:
+        paths = comm.allgather(path)
+        if None not in paths:
+            with contextlib.suppress(OSError):
+                windows = [own if rank == comm.rank else _map(paths[rank]) for rank in range(comm.size)]
+        seen = windows and [int(window[0]) for window in windows] == [rank % 255 + 1 for rank in range(comm.size)]
+        everywhere = all(comm.allgather(bool(seen)))
+    finally:
+        if path is not None:
+            os.unlink(path)
+    if own is not None:
         own[0] = 0
     comm.Barrier()  # what a rank marked is gone before anybody works
     return windows if everywhere else None

@@ -1,6 +1,11 @@
 // gtcbmuf._core
 #include "binding/binding.h"
 
+#include <chrono>
+#include <thread>
+
+#include <unistd.h>
+
 static nb::dict statuses()
 {
     nb::dict d;
@@ -13,6 +18,15 @@ static nb::dict statuses()
     for (const auto &[name, value] : all)
         d[name] = (int) value;
     return d;
+}
+
+// A thread that no end of the interpreter stops, for ends that do not always come back (MPI_Finalize after a death).
+static void exit_after(double seconds, int status)
+{
+    std::thread([seconds, status] {
+        std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
+        _exit(status);
+    }).detach();
 }
 
 NB_MODULE(_core, m)
@@ -35,6 +49,7 @@ NB_MODULE(_core, m)
         error.ptr());
     bind_codec(m);
     bind_exchange(m);
+    m.def("exit_after", &exit_after);
 #ifdef GTCB_CUDA
     nb::module_ cuda = m.def_submodule("cuda", "The codec for arrays on CUDA devices. Use gtcbmuf.backends.cuda.");
     bind_cuda(cuda);

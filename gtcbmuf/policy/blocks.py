@@ -118,13 +118,13 @@ class Blocks:
 
     def reopen(self, model: Model) -> None:
         """When all ranks are here: on from W_start."""
-        vector = self._start()
+        vector = self.start()
         if self.settings.sync_overlap:
             self.origin = vector
         model.write(vector)
         self.finalized = False
 
-    def _start(self) -> np.ndarray:
+    def start(self) -> np.ndarray:
         """W_start."""
         vector = np.empty_like(self.filter.params)
         self.filter.copy_start(vector)
@@ -148,10 +148,10 @@ class Blocks:
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
+        model.write(self.start() if self.origin is None else self.origin)
+        model.at_block_boundary()
         if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
             yield from self._check_shared()
-        model.write(self._start() if self.origin is None else self.origin)
-        model.at_block_boundary()
 
     def _check_shared(self) -> Iterator[None]:
         """All ranks, wherever they are in their steps, have the same W and Δ."""
@@ -184,7 +184,7 @@ class Blocks:
         self._check_finite(found[:, 0], sides.tickets)
         if self.under_way:
             yield from self._arrive(())
-        self.origin = self._start()
+        self.origin = self.start()
         self.origin += delta
         if self.mean is not None:
             self.mean.post(parcel, weight)
@@ -203,7 +203,7 @@ class Blocks:
         model.read(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
             if model.rounds:
-                began = self._start() if self.origin is None else self.origin.copy()
+                began = self.start() if self.origin is None else self.origin.copy()
                 model.hold(began)
                 vector -= began
             elif self.origin is None:

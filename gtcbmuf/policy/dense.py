@@ -79,6 +79,9 @@ class DenseLane:
         """The sum is where the gradient was."""
         scale_to_all(self.gradient, present, self.average)
 
+    def settle(self) -> None:
+        pass
+
     def clear(self) -> None:
         pass
 

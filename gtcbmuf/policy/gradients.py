@@ -24,6 +24,7 @@ class Lane(Protocol):
     def post_nothing(self, whole: bool) -> Ticket: ...  # this rank takes no part in the step
     def present(self, ticket: Ticket) -> list[bool]: ...  # of each rank: whether it took part
     def commit(self, ticket: Ticket, present: Sequence[bool]) -> None: ...
+    def settle(self) -> None: ...  # the step under way was completed by others, not here (docs/shrink.md)
     def clear(self) -> None: ...
     def state(self) -> dict[str, Any]: ...  # its own arrays, not copies
     def load(self, state: dict[str, Any]) -> None: ...
@@ -97,6 +98,11 @@ class GradientExchange:
     def thresholds(self) -> list[float | None]:
         """τ of each bucket; None: dense."""
         return [None if lane.threshold is None else float(lane.threshold) for lane in self.lanes]
+
+    def settle(self) -> None:
+        """The step under way was completed by others, who had all messages."""
+        for lane in self.lanes:
+            lane.settle()
 
     def clear(self) -> None:
         """Forgets what earlier steps held back."""

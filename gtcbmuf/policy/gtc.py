@@ -214,6 +214,14 @@ class GTCLane:
             sent = sum(header.sent for header in ticket.headers) * len(present) / sum(present)
             self.threshold = self.controller.next(self.threshold, sent)
 
+    def settle(self) -> None:
+        """The step is done, as others say who had all messages; here some have not come. The own one, and with it the
+        new residual, was complete when they had it."""
+        if self._whole:
+            self.clear()
+        else:
+            self.residual, self.gradient = self.gradient, self.residual
+
     def receive(self, ticket: Ticket) -> None:
         """gradient = Σ q over the workers in order of rank (from owners: what they made of it), / their number."""
         self.gradient.fill(0)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf import errors
-from gtcbmuf.errors import GtcbmufError, NonFiniteError, SettingsError
+from gtcbmuf.errors import GtcbmufError, NonFiniteError, RankFailedError, SettingsError
 from gtcbmuf.policy.blocks import Blocks
 from gtcbmuf.policy.bmuf import BMUF
 from gtcbmuf.policy.dense import dense
@@ -131,6 +131,8 @@ class GroupBlocks(Blocks):
         """What the exchanges raised. That of the mean counts first; some do not see it."""
         try:
             self._wait(sides if self.mean is None else [self.mean, *sides])
+        except RankFailedError:
+            raise  # nobody is there to share it with
         except GtcbmufError as error:
             return error
         return None

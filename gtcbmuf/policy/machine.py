@@ -25,10 +25,11 @@ from gtcbmuf.policy.noblocks import NoBlocks
 from gtcbmuf.policy.replicas import check_replicas
 from gtcbmuf.policy.saved import Saved
 from gtcbmuf.policy.strategy import Strategy, describe
+from gtcbmuf.policy.survivor import Survivor
 from gtcbmuf.policy.worker import Groups, Model
 
 
-class Machine(Saved):
+class Machine(Saved, Survivor):
     """The Worker of docs/layers.md."""
 
     def __init__(

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from gtcbmuf.errors import DeadlineError, GtcbmufError
+from gtcbmuf.errors import DeadlineError, GtcbmufError, RankFailedError
 from gtcbmuf.policy.layout import Layout
 
 
@@ -107,6 +107,13 @@ class Worker(Protocol):
     def identity(self) -> dict[str, Any]: ...
     def restart_block(self, model: Model) -> None: ...
 
+    position: tuple[int, int]
+
+    def block_legacy(self) -> dict[str, Any]: ...
+    def step_legacy(self, model: Model) -> dict[str, Any]: ...
+    def succeed(self, old, block, step, sequence: int, model: Model, samples: int) -> None: ...
+    def rejoin(self, model: Model) -> Iterator[None]: ...
+
 
 def run(generator: Iterator[None]) -> Any:
     """Drives one worker's generator to its end, where every rank is a process: waiting blocks.
@@ -162,13 +169,13 @@ def _raise_first(errors: dict[int, Exception], workers: int) -> None:
 def wait_all(tickets: Iterable[Ticket]) -> None:
     """Waits for every ticket, then raises the error of the first one that has any.
 
-    A deadline ends the waiting at once: whoever did not come to one will not come to the next.
+    A deadline, or a rank's death, ends the waiting at once: whoever did not come to one will not come to the next.
     """
     first = None
     for ticket in tickets:
         try:
             ticket.wait()
-        except DeadlineError:
+        except (DeadlineError, RankFailedError):
             raise
         except GtcbmufError as error:
             first = first or error

@@ -12,6 +12,7 @@ from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 from gtcbmuf.preemption import Preemption
 from gtcbmuf.runtime import (
+    generation,
     init,
     is_initialized,
     local_rank,
@@ -78,6 +79,7 @@ __all__ = [
     "broadcast_object",
     "broadcast_optimizer_state",
     "broadcast_parameters",
+    "generation",
     "init",
     "is_initialized",
     "join",

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import torch
 
+from gtcbmuf import runtime
 from gtcbmuf.backends import cuda
 from gtcbmuf.device import DeviceVector, Home
 from gtcbmuf.policy import Worker
@@ -82,6 +83,8 @@ def home_of(named: list[Named], rank: int) -> HostHome | CudaHome:
         reason = f"the parameters are on several devices ({', '.join(sorted(map(str, devices)))})"
     elif not cuda.is_built():
         reason = "gtcbmuf was built without CUDA; install it again with nvcc at hand and GTCBMUF_CUDA=1"
+    elif runtime.shrinks():
+        reason = 'on_failure="shrink" works with residuals on the host only'
     else:
         return CudaHome(devices.pop())
     if rank == 0:

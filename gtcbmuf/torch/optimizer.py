@@ -18,11 +18,12 @@ from gtcbmuf.torch.homes import home_of
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
-from gtcbmuf.torch.whole import WholeRun, drive
+from gtcbmuf.torch.survival import Surviving
+from gtcbmuf.torch.whole import drive
 from gtcbmuf.torch.wrapper import check_arguments, check_count, check_scaler, evaluates_often
 
 
-class DistributedOptimizer(WholeRun):
+class DistributedOptimizer(Surviving):
     """A torch optimizer whose step is taken together with all other ranks.
 
     It is used as the optimizer inside it: param_groups, state, defaults, hooks and every other
@@ -76,6 +77,8 @@ class DistributedOptimizer(WholeRun):
         check_count(check_every)
         self._check_every, self._scaler = check_every, scaler
         self._virtual = exchanges is not None
+        if runtime.shrinks() and not self._virtual:
+            self._check_survivable()
         groups = exchanges or runtime.groups(getattr(self.strategy, "groups", None))
         self._observer = Observer(groups, metrics, timeline)
         self._groups = self._observer.groups
@@ -136,8 +139,14 @@ class DistributedOptimizer(WholeRun):
                     "step() inside skip_synchronize(), but synchronize() was not called"
                 )
             yield from self._synchronize_generator()
-        with self._observer.span("update"):
-            self.inner.step()
+        if self._overtaken:
+            self._overtaken, self._samples = False, None
+            self._reset()
+            return loss
+        if not self._updated:
+            with self._observer.span("update"):
+                self.inner.step()
+        self._updated = False
         yield from self._after_update()
         return loss
 
@@ -160,7 +169,8 @@ class DistributedOptimizer(WholeRun):
         samples, self._samples = self._samples, None
         self._reset()
         with self._observer.span("after update"):
-            yield from self._worker.after_update(self._model, samples)
+            yield from self._surviving(lambda: self._worker.after_update(self._model, samples), updated=True)
+        self._overtaken = False
         self._observer.step(self._worker)
 
     def _skip_update(self) -> None:
@@ -182,7 +192,7 @@ class DistributedOptimizer(WholeRun):
             yield from self._start()
         if self._worker.exchanges_gradients:
             with self._observer.span("synchronize"):
-                yield from self._exchange()
+                yield from self._surviving(self._exchange)
         self._reducer.collected = True
         self._synchronized = True
 

@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import torch
 
+from gtcbmuf.errors import RankFailedError
 from gtcbmuf.policy import Worker
 from gtcbmuf.torch.homes import CudaHome, HostHome, Segment
 from gtcbmuf.torch.parameters import Named, dtype_name
@@ -50,6 +51,10 @@ class GradientReducer:
         """Some gradient of this step was counted, and the step has not been collected."""
         return not self.collected and (self.next > 0 or any(n < self.passes for n in self.left))
 
+    def begin_anew(self, worker: Worker) -> None:
+        """With the worker of another job: what has been posted of this step is to be posted once more."""
+        self.worker, self.next, self.opened = worker, 0, True
+
     def remove(self) -> None:
         for handle in self.handles:
             handle.remove()
@@ -66,7 +71,10 @@ class GradientReducer:
             if self.left[number] == 0:
                 self.missing[self.worker.layout.places[number][0]] -= 1
                 if self.opened and self.worker.exchanges_gradients:
-                    self._post_complete()
+                    try:
+                        self._post_complete()
+                    except RankFailedError:
+                        self.opened = False  # post_all meets it again, where there is no backward to be broken off
 
     def _once_too_often(self, number: int) -> str:
         name = self.named[number].name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 
+from gtcbmuf import runtime
+from gtcbmuf.errors import SettingsError
 from gtcbmuf.torch import state, verbs
 from gtcbmuf.torch.parameters import owners
 from gtcbmuf.torch.wrapper import Wrapper, evaluates_often
@@ -61,6 +63,8 @@ class WholeRun(Wrapper):
 
     def _join_generator(self) -> Generator[None, None, int]:
         self._refuse_when_busy("join()")
+        if runtime.shrinks() and not self._virtual:
+            raise SettingsError('join() is not there with on_failure="shrink": give all ranks equally many batches')
         self._check_unchanged()
         if evaluates_often(self.inner):
             raise RuntimeError(

