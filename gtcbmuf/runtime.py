@@ -285,7 +285,11 @@ def hosts() -> list[str]:
 
 def host_numbers() -> list[int]:
     """Of each rank: the lowest rank on its host. Hosts are what MPI says shares memory."""
-    return [number for number, _ in _get().hosts]
+    return _host_numbers(_get())
+
+
+def _host_numbers(runtime: _Runtime) -> list[int]:
+    return [number for number, _ in runtime.hosts]
 
 
 def gather(value) -> list:
@@ -330,8 +334,7 @@ def groups(spec=None) -> grouping.Groups:
 
 
 def _groups(runtime, spec):
-    numbers = [number for number, _ in runtime.hosts]
-    members = _together(runtime.comm, lambda: grouping.form(spec, numbers, runtime.comm.size))
+    members = _together(runtime.comm, lambda: grouping.form(spec, _host_numbers(runtime), runtime.comm.size))
     key = tuple(map(tuple, members))
     asked = runtime.comm.allgather(key)
     if any(other != key for other in asked):

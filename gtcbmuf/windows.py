@@ -1,7 +1,8 @@
 """Memory that the ranks of a host share, so that bodies need no messages there (csrc/exchange/window.c).
 
-Files without a name, in memory: nothing is left of them when the processes end, however they end. MPI's own windows would do,
-but Open MPI's wheel prints an error of a network layer when it makes one, all ranks are needed to free it, and a
+Files without a name, in memory: nothing is left of them when the processes end, however they end. (Only a process that is
+killed while it makes one leaves /dev/shm/gtcbmuf-* behind, to be removed when no job runs.) MPI's own windows would do, but
+Open MPI's wheel prints an error of a network layer when it makes one, all ranks are needed to free it, and a
 /dev/shm that is too small kills whoever writes there first; here it is found out at once.
 """
 

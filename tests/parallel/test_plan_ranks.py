@@ -134,7 +134,7 @@ def small(monkeypatch):
 def pretend_hosts(comm, monkeypatch):
     """Two ranks on each host, of which the last may have one."""
     numbers = [rank - rank % 2 for rank in range(comm.size)]
-    monkeypatch.setattr(runtime, "host_numbers", lambda: numbers)
+    monkeypatch.setattr(runtime, "_host_numbers", lambda _: numbers)
 
 
 def test_bench_measures_both_kinds_of_links(comm, small, shared_tmp_path, monkeypatch, capfd):
