@@ -11,6 +11,7 @@ import numpy as np
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.observe import Observer
 from gtcbmuf.policy import Exchange, Strategy, Tensor, Worker, run
+from gtcbmuf.policy.layout import Bucket
 from gtcbmuf.policy.worker import wait_all
 
 DTYPES = ("float32", "float64", "float16")
@@ -21,6 +22,7 @@ class Kind(Protocol):
 
     def check(self, what: str, array, dtypes: Sequence[str]) -> None: ...  # TypeError or ValueError, with the cure
     def move_in(self, worker: Worker) -> None: ...  # where its lanes have their arrays
+    def collect(self, worker: Worker, bucket: Bucket, segments: Sequence) -> None: ...  # the exchanged gradient, into them
     def array(self, values): ...  # what a worker or NumPy gives, as an array of this kind; may share memory
     def read(self, array) -> np.ndarray: ...  # on the host; may share memory
     def write(self, array, values: np.ndarray) -> None: ...  # in place; of any dtype
@@ -134,9 +136,7 @@ class BoundParams:
         with self._observer.span("synchronize"):
             yield from self._worker.finish()
         for bucket in buckets:
-            gradient = self._kind.array(self._worker.gradient(bucket.index))
-            for number, offset in zip(bucket.numbers, bucket.offsets):
-                flat[number][:] = gradient[offset : offset + flat[number].size]
+            self._kind.collect(self._worker, bucket, [flat[number] for number in bucket.numbers])
 
     def updating(self, samples: int | None = None) -> Iterator[None]:
         yield from self.starting()

@@ -25,6 +25,7 @@ from gtcbmuf.bound import BoundParams, unpack
 from gtcbmuf.device import Home
 from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import Strategy, Worker
+from gtcbmuf.policy.layout import Bucket
 
 Arrays = Mapping[str, "cupy.ndarray"] | Sequence["cupy.ndarray"]
 
@@ -70,6 +71,11 @@ class CupyKind:
 
     def move_in(self, worker: Worker) -> None:
         self._home.move_in(worker)
+
+    def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[cupy.ndarray]) -> None:
+        gradient = self.array(worker.gradient(bucket.index))
+        for segment, offset in zip(segments, bucket.offsets):
+            segment[:] = gradient[offset : offset + segment.size]
 
     def array(self, values) -> cupy.ndarray:
         return cupy.asarray(values)

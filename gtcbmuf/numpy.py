@@ -20,6 +20,7 @@ import numpy as np
 from gtcbmuf.bound import BoundParams
 from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import Strategy, Worker
+from gtcbmuf.policy.layout import Bucket
 
 Arrays = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
@@ -67,6 +68,9 @@ class NumpyKind:
 
     def move_in(self, worker: Worker) -> None:
         pass
+
+    def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray]) -> None:
+        worker.collect(bucket.index, segments)
 
     def array(self, values: np.ndarray) -> np.ndarray:
         return values

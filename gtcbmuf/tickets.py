@@ -91,10 +91,10 @@ class Ticket:
         header is on its way), done."""
         return self._core.times
 
-    def decode_add(self, dense) -> None:
-        """post_encode: dense += every rank's quanta, in rank order; post_owners: += every shard's result.
-        The messages stay as they are."""
-        self._core.decode_add(dense)
+    def decode_mean(self, targets, divisor: float) -> None:
+        """post_encode: every rank's quanta added up in rank order, by the divisor, in float32; post_owners: every shard's
+        result by it. targets: float32 arrays that have the bucket's elements between them; they are written once."""
+        self._core.decode_mean(targets, divisor)
 
     def arrays(self) -> list[np.ndarray]:
         """post_allgather: every rank's array, in rank order; read-only views of what was received."""

@@ -30,17 +30,27 @@ gtcb_dtype dtype_named(const std::string &name)
     throw nb::type_error(("dtype '" + name + "': gradients are float32, float16, bfloat16 or float64").c_str());
 }
 
-std::vector<ReadArray> read_arrays(nb::handle sequence, const char *what)
+template <class Array> static std::vector<Array> arrays_of(nb::handle sequence, const char *what, const char *kind)
 {
-    std::vector<ReadArray> arrays;
+    std::vector<Array> arrays;
     for (nb::handle item : sequence) {
-        ReadArray array;
-        if (!nb::try_cast<ReadArray>(item, array, false))
-            throw nb::type_error((std::string(what) + "[" + std::to_string(arrays.size()) +
-                                  "] is not a contiguous array in the CPU's memory").c_str());
+        Array array;
+        if (!nb::try_cast<Array>(item, array, false))
+            throw nb::type_error((std::string(what) + "[" + std::to_string(arrays.size()) + "] is not a " + kind +
+                                  " array in the CPU's memory").c_str());
         arrays.push_back(std::move(array));
     }
     return arrays;
+}
+
+std::vector<ReadArray> read_arrays(nb::handle sequence, const char *what)
+{
+    return arrays_of<ReadArray>(sequence, what, "contiguous");
+}
+
+std::vector<WriteArray> write_arrays(nb::handle sequence, const char *what)
+{
+    return arrays_of<WriteArray>(sequence, what, "contiguous, writable");
 }
 
 static bool holds(const ReadArray &a, gtcb_dtype dtype)

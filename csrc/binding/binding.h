@@ -34,6 +34,7 @@ inline void check(gtcb_status status)
 const gtcb_variant *variant_named(nb::handle name);           // None: the best one
 gtcb_dtype dtype_named(const std::string &name);
 std::vector<ReadArray> read_arrays(nb::handle sequence, const char *what);
+std::vector<WriteArray> write_arrays(nb::handle sequence, const char *what);
 // The segments of one bucket; checks that the arrays are one-dimensional and of that dtype.
 std::vector<gtcb_segment> segments_of(const std::vector<ReadArray> &arrays, gtcb_dtype dtype);
 uint64_t total(const std::vector<gtcb_segment> &segments);

@@ -270,17 +270,21 @@ static ByteArray body(nb::handle_t<Ticket> self, uint32_t rank)
     return ByteArray(bytes ? (void *) data : &nothing, {bytes}, self);
 }
 
-static void decode_add(Ticket &t, WriteArray dense)
+static void decode_mean(Ticket &t, nb::handle list, float divisor)
 {
     t.done();
-    float *out = residual_pointer(dense, dense.size(), "dense");
+    const std::vector<WriteArray> arrays = write_arrays(list, "targets");
+    std::vector<gtcb_target> targets;
+    for (const WriteArray &array : arrays)
+        targets.push_back({residual_pointer(array, array.size(), "a target"), array.size()});
     gtcb_status status;
     {
         nb::gil_scoped_release released;
-        status = gtcb_op_decode_add(t.flight.op, out, dense.size());
+        status = gtcb_op_decode_mean(t.flight.op, targets.data(), targets.size(), divisor);
     }
     if (status == GTCB_BAD_ARGUMENT)
-        throw nb::value_error("decode_add needs a float32 array of the bucket's length and a successful post_encode or post_owners");
+        throw nb::value_error("decode_mean needs float32 arrays with the bucket's elements between them, a divisor above 0 and a "
+                              "successful post_encode or post_owners");
     check(status);
 }
 
@@ -352,7 +356,7 @@ static void bind_ticket(nb::module_ &m)
             return nb::bytes((const char *) gtcb_op_header(t.flight.op, rank), GTCB_HEADER_BYTES);
         }, "rank"_a)
         .def("body", body, "rank"_a)
-        .def("decode_add", decode_add, "dense"_a.noconvert())
+        .def("decode_mean", decode_mean, "targets"_a, "divisor"_a)
         .def_prop_ro("times", [](Ticket &t) {
             t.done();
             gtcb_times at = gtcb_op_times(t.flight.op);

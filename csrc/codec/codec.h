@@ -54,6 +54,7 @@ typedef struct gtcb_header {
 typedef struct gtcb_executor {
     void (*run)(void *self, void (*task)(void *context, size_t i), void *context, size_t count);
     void *self;
+    size_t threads;         /* how many there are */
 } gtcb_executor;            /* NULL where one is asked for: run serially */
 
 /* -- variants ------------------------------------------------------------------------------------ */
@@ -118,6 +119,25 @@ typedef struct gtcb_message { const void *header; const void *body; } gtcb_messa
    of elements (GTCB_MISMATCH), or announces a NaN or infinity (GTCB_NON_FINITE). */
 gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages, size_t count,
                             float *dense, uint64_t elements, const gtcb_executor *executor);
+
+typedef struct gtcb_target { float *data; size_t count; } gtcb_target;
+
+typedef struct gtcb_mean_job {
+    const gtcb_message *messages;   /* [count], validated, as for gtcb_decode_add */
+    size_t count;
+    uint64_t elements;              /* of each message */
+    const gtcb_target *targets;     /* where the mean goes; laid end to end */
+    size_t target_count;
+    uint64_t first;                 /* of the targets' elements: the place of the messages' first one */
+    float divisor;
+    void *scratch;                  /* [gtcb_mean_scratch_bytes(count, executor)], aligned for doubles */
+} gtcb_mean_job;
+
+size_t gtcb_mean_scratch_bytes(size_t count, const gtcb_executor *executor);
+
+/* target[i] = (0 + q + q + ...) / divisor in one pass over the targets: the bits of clearing, gtcb_decode_add and a
+   division. Refuses what that refuses, and then writes nothing. */
+gtcb_status gtcb_decode_mean(const gtcb_variant *v, const gtcb_mean_job *job, const gtcb_executor *executor);
 
 uint64_t gtcb_checksum(const gtcb_variant *v, const void *data, size_t bytes);   /* S of the format */
 

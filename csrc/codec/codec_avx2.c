@@ -327,7 +327,7 @@ AVX2 static size_t count_codes(const uint8_t *codes, size_t bytes) { return gtcb
 const gtcb_variant gtcb_avx2 = {
     .name = "avx2", .supported = supported,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = add_each, .add_codes = add_codes,
+    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };
 #endif

@@ -126,6 +126,13 @@ static void add_codes(float *dense, const uint8_t *codes, size_t count, float th
     }
 }
 
+static void divide(const float *sum, size_t count, float divisor, float *out, bool stream)
+{
+    (void)stream;
+    for (size_t i = 0; i < count; i++)
+        out[i] = sum[i] / divisor;
+}
+
 /* -- Checks ---------------------------------------------------------------------------------------- */
 
 static uint64_t checksum(const void *data, size_t bytes, uint64_t first)
@@ -164,6 +171,6 @@ static size_t count_codes(const uint8_t *codes, size_t bytes)
 const gtcb_variant gtcb_scalar = {
     .name = "scalar", .supported = always,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = gtcb_add_each, .add_codes = add_codes,
+    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = gtcb_add_each, .add_codes = add_codes, .divide = divide,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };

@@ -4,7 +4,6 @@
 #include "variant.h"
 
 #define ALIGN 64
-#define STREAM_ELEMENTS (1u << 20)      /* residuals of larger buckets do not stay in a cache anyway */
 
 typedef struct encoder {
     const gtcb_encode_job *job;
@@ -176,7 +175,7 @@ gtcb_status gtcb_encode(const gtcb_variant *v, const gtcb_encode_job *job, const
     encoder e = { .job = job, .staged = { .variant = v, .executor = executor, .elements = job->elements,
                                           .chunk_count = chunk_count(job->elements) } };
     gtcb_staged *s = &e.staged;
-    e.stream = job->residual_in != job->residual_out && job->elements >= STREAM_ELEMENTS;
+    e.stream = job->residual_in != job->residual_out && job->elements >= GTCB_STREAM_ELEMENTS;
     lay_out_scratch(s, job->scratch);
     find_segments(&e);
     gtcb_run(executor, stage_chunk, &e, s->chunk_count);

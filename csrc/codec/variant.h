@@ -22,6 +22,7 @@ _Static_assert(sizeof(size_t) == 8, "buckets of more than 2^31 elements need 64-
 /* The bucket is staged in chunks of this many elements, whatever the number of threads, so that an index inside
    a chunk and the sign fit 16 bits. */
 #define GTCB_CHUNK 32768
+#define GTCB_STREAM_ELEMENTS (1u << 20)      /* what is written of larger buckets does not stay in a cache anyway */
 #define GTCB_SLACK 64    /* entries that a vector store may write beyond the last one of an output array */
 #define GTCB_PAD 64      /* bytes that a vector load may read beyond the end of a block's bits */
 #define GTCB_NONE SIZE_MAX
@@ -63,6 +64,9 @@ struct gtcb_variant {
     /* The same for the codes of a dense body; the first code is at bit 0. */
     void (*add_codes)(float *dense, const uint8_t *codes, size_t count, float threshold);
 
+    /* out[i] = sum[i] / divisor; `stream`: past the caches. */
+    void (*divide)(const float *sum, size_t count, float divisor, float *out, bool stream);
+
     /* S of the format over bytes that begin at word number `first` of the sequence. */
     uint64_t (*checksum)(const void *data, size_t bytes, uint64_t first);
     size_t (*ones)(const uint8_t *bits, size_t bytes);
@@ -73,6 +77,7 @@ struct gtcb_variant {
 extern const gtcb_variant gtcb_scalar;
 #ifdef GTCB_X86
 extern const gtcb_variant gtcb_avx2, gtcb_avx512;
+void gtcb_divide_avx2(const float *sum, size_t count, float divisor, float *out, bool stream);
 #endif
 
 /* -- the arithmetic of the packed body (docs/message-format.md, Body 2) ---------------------------- */
@@ -145,6 +150,12 @@ static inline void gtcb_add_each(float *dense, const uint32_t *v, size_t count, 
     const float q[2] = {threshold, -threshold};
     for (size_t i = 0; i < count; i++)
         dense[v[i] >> 1] += q[v[i] & 1];
+}
+
+/* 1 / x has no rounding error, so that x * y is y / (1 / x) to the bit. */
+static inline bool gtcb_has_exact_reciprocal(float x)
+{
+    return (gtcb_float_bits(x) & 0x7FFFFFu) == 0 && x >= 0x1p-100f && x <= 0x1p100f;
 }
 
 static inline size_t gtcb_count_ones(const uint8_t *bits, size_t bytes)

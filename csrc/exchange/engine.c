@@ -187,6 +187,7 @@ gtcb_status gtcb_engine_open(const gtcb_engine_settings *settings, gtcb_engine *
     pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
     pthread_mutex_init(&engine->drive, NULL);
     pthread_mutex_init(&engine->lock, NULL);
+    pthread_mutex_init(&engine->decode, NULL);
     pthread_cond_init(&engine->work, &clock);
     pthread_cond_init(&engine->done, &clock);
     pthread_condattr_destroy(&clock);
@@ -227,8 +228,10 @@ void gtcb_engine_free(gtcb_engine *engine)
 {
     gtcb_pool_close(engine->pool);
     free(engine->scratch.data);
+    free(engine->decoding.data);
     pthread_mutex_destroy(&engine->drive);
     pthread_mutex_destroy(&engine->lock);
+    pthread_mutex_destroy(&engine->decode);
     pthread_cond_destroy(&engine->work);
     pthread_cond_destroy(&engine->done);
     free(engine);

@@ -115,7 +115,9 @@ typedef struct gtcb_times { double posted, begun, announced, done; } gtcb_times;
 gtcb_times gtcb_op_times(const gtcb_op *op);                    /* once done */
 const void *gtcb_op_header(gtcb_op *op, uint32_t rank);
 const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather */
-gtcb_status gtcb_op_decode_add(gtcb_op *op, float *dense, uint64_t elements);
+/* After post_encode: all ranks' quanta added up in their order, by a divisor, into targets that have the bucket's elements
+   between them; after post_owners: what the owners made of them. */
+gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_target *targets, size_t count, float divisor);
 /* Gives the operation back; its buffers serve the next one of its kind. False if MPI may still touch its buffers
    and arrays: they must then stay where they are for good, or until another call returns true. */
 bool gtcb_op_release(gtcb_op *op);

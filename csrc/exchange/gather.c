@@ -133,36 +133,3 @@ const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes)
     *bytes = body_bytes(op, rank);
     return body_of(op, rank);
 }
-
-static gtcb_status add_messages(gtcb_op *op, float *dense)
-{
-    gtcb_exchange *x = op->exchange;
-    gtcb_message few[32], *messages = x->size <= 32 ? few : malloc(x->size * sizeof *messages);
-    if (!messages)
-        return GTCB_NO_MEMORY;
-    for (uint32_t r = 0; r < x->size; r++) {
-        size_t bytes;
-        messages[r].header = gtcb_op_header(op, r);
-        messages[r].body = gtcb_op_body(op, r, &bytes);
-    }
-    gtcb_status status = gtcb_decode_add(x->engine->settings.variant, messages, x->size, dense, op->elements,
-                                         gtcb_pool_executor(x->engine->pool));
-    if (messages != few)
-        free(messages);
-    return status;
-}
-
-gtcb_status gtcb_op_decode_add(gtcb_op *op, float *dense, uint64_t elements)
-{
-    gtcb_exchange *x = op->exchange;
-    gtcb_engine *engine = x->engine;
-    if (!gtcb_op_done(op) || op->failure.status || elements != op->elements ||
-        (op->operation != GTCB_ENCODE && op->operation != GTCB_OWNERS))
-        return GTCB_BAD_ARGUMENT;
-    double begin_time = engine->settings.now();
-    gtcb_status status = op->operation == GTCB_OWNERS ? gtcb_owners_add(op, dense) : add_messages(op, dense);
-    pthread_mutex_lock(&engine->lock);
-    x->counters.decode_seconds += engine->settings.now() - begin_time;
-    pthread_mutex_unlock(&engine->lock);
-    return status;
-}

@@ -172,6 +172,8 @@ struct gtcb_engine {
     gtcb_exchange *exchanges;      /* drive */
     gtcb_pool *pool;
     gtcb_buffer scratch;           /* drive: of encode */
+    pthread_mutex_t decode;        /* with no other lock held or taken */
+    gtcb_buffer decoding;          /* decode */
 };
 
 /* operation.c: all with `drive` held */
@@ -245,8 +247,8 @@ gtcb_status gtcb_encode_shard(gtcb_op *op, uint32_t i, gtcb_encode_job *job, uin
 /* Those of all shards, every `stride` bytes in op->own. Adds up what is sent; at a NaN it announces its index and stops. */
 gtcb_status gtcb_encode_shards(gtcb_op *op, size_t stride, gtcb_header *announced);
 
-/* owners.c: dense += the results of all shards */
-gtcb_status gtcb_owners_add(gtcb_op *op, float *dense);
+/* owners.c: what the owner of a shard made of it; once done */
+gtcb_message gtcb_owners_result(gtcb_op *op, uint32_t shard);
 
 /* farewell.c: how the others learn that this rank has failed. `end`: the first operation that it will not finish. */
 void gtcb_exchange_fail(gtcb_exchange *exchange, const gtcb_failure *failure, uint64_t end);

@@ -241,14 +241,7 @@ static gtcb_status proceed(gtcb_op *op)
 
 const gtcb_op_class gtcb_owners_class = {prepare, begin, arrived, proceed, result};
 
-gtcb_status gtcb_owners_add(gtcb_op *op, float *dense)
+gtcb_message gtcb_owners_result(gtcb_op *op, uint32_t i)
 {
-    const gtcb_engine *engine = op->exchange->engine;
-    gtcb_status status = GTCB_OK;
-    for (uint32_t i = 0; i < op->exchange->size && shard(op, i).count && !status; i++) {
-        gtcb_message message = {slot_of(op, i), slot_of(op, i) + GTCB_HEADER_BYTES};
-        status = gtcb_decode_add(engine->settings.variant, &message, 1, dense + shard(op, i).first, shard(op, i).count,
-                                 gtcb_pool_executor(engine->pool));
-    }
-    return status;
+    return (gtcb_message){slot_of(op, i), slot_of(op, i) + GTCB_HEADER_BYTES};
 }

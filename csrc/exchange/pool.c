@@ -79,6 +79,7 @@ gtcb_status gtcb_pool_open(size_t threads, gtcb_pool **out)
         return GTCB_NO_MEMORY;
     pool->executor.run = run;
     pool->executor.self = pool;
+    pool->executor.threads = threads;
     pthread_mutex_init(&pool->busy, NULL);
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->start, NULL);

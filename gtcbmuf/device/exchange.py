@@ -160,6 +160,10 @@ class DeviceTicket:
         """By this rank, to all others together."""
         return self._ticket.bytes_sent
 
-    def decode_add(self, dense) -> None:
-        """dense += every rank's quanta, in rank order; dense float32 [n], on the device."""
-        self._owner.codec.decode_add(self._messages, dense)
+    def decode_mean(self, targets, divisor: float) -> None:
+        """Every rank's quanta added up in rank order, by the divisor. targets: one DeviceVector [elements]."""
+        (mean,) = targets
+        mean.clear()
+        self._owner.codec.decode_add(self._messages, mean)
+        if divisor != 1:
+            mean.divide(np.float32(divisor))

@@ -30,14 +30,14 @@ class DeviceLane(GTCLane):
     def __init__(self, own: GTCLane, exchange: DeviceExchange, home: Home, last: bool):
         vars(self).update(vars(own))
         self.exchange, self._home, self._last = exchange, home, last
-        self.residual, self.gradient, self._zeros = (
+        self.residual, self.spare, self._zeros = (
             DeviceVector(exchange.codec, self.bucket.elements) for _ in range(3)
         )
         self._total: np.ndarray | None = None  # of a step that sends all: on the host
 
     def post(self, segments: Sequence, whole: bool = False):
         """See GTCLane.post; whole: by way of the host."""
-        self._whole = whole
+        self._begin(whole)
         self._home.follow()
         if not whole:
             dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
@@ -49,7 +49,7 @@ class DeviceLane(GTCLane):
 
     def post_nothing(self, whole: bool = False):
         """See GTCLane.post_nothing. r + 0 is r, whatever dtype the 0 has."""
-        self._whole = whole
+        self._begin(whole)
         self._home.follow()
         if not whole:
             return self._encode([self._zeros], NEVER)
@@ -58,7 +58,7 @@ class DeviceLane(GTCLane):
 
     def _encode(self, segments: Sequence, threshold, **options):
         ticket = self.exchange.post_encode(
-            self.bucket.index, segments, self.residual, self.gradient, threshold, **options
+            self.bucket.index, segments, self.residual, self.spare, threshold, **options
         )
         if self._last:
             self.exchange.flush()
@@ -78,15 +78,13 @@ class DeviceLane(GTCLane):
         with self._home.ending_all():
             if present[self.exchange.rank]:
                 self.residual.clear()
-            self.gradient.write(self._total)
-        self._total = None
+            self.spare.write(self._total)
+        self._total, self._in_spare = None, True
 
-    def receive(self, ticket) -> None:
+    def decode(self, targets: Sequence[DeviceVector]) -> None:
+        self._home.follow()
         with self._home.ending_all():
-            self.gradient.clear()
-            ticket.decode_add(self.gradient)
-            if self.average:
-                self.gradient.divide(np.float32(self.exchange.size))
+            super().decode(targets)
 
     def clear(self) -> None:
         self._home.follow()

@@ -65,9 +65,9 @@ class WatchedTicket:
         self._note("wait", begin)
         self._exchange.timeline.operation(self._exchange.name, self._name, self._bucket, self._ticket)
 
-    def decode_add(self, dense) -> None:
+    def decode_mean(self, targets, divisor: float) -> None:
         begin = time.monotonic()
-        self._ticket.decode_add(dense)
+        self._ticket.decode_mean(targets, divisor)
         self._note("decode", begin)
 
     def _note(self, name: str, begin: float) -> None:

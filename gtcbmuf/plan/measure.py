@@ -163,9 +163,7 @@ def trial(exchange, density: float) -> Trial:
     array = np.ones(ELEMENTS, np.float32)
 
     def gtc():
-        total.fill(0)
-        _gtc(exchange, values, residual, rest, total)
-        np.multiply(total, np.float32(1 / exchange.size), out=total)
+        _gtc(exchange, values, residual, rest, total, exchange.size)
 
     def dense():
         exchange.post_allreduce(array).wait()
@@ -174,16 +172,16 @@ def trial(exchange, density: float) -> Trial:
                    for step in (dense, gtc)))  # fmt: skip
 
 
-def _gtc(exchange, values, residual, rest, total) -> None:
+def _gtc(exchange, values, residual, rest, total, divisor: int) -> None:
     ticket = exchange.post_encode(0, [values], residual, rest, 1.0)
     ticket.wait()
-    ticket.decode_add(total)
+    ticket.decode_mean([total], divisor)
 
 
 def _check_exchange(exchange, density: float) -> None:
     of_ranks = [gradient(rank, CHECKED, density) for rank in range(exchange.size)]
     residual, rest, total = np.zeros((3, CHECKED), np.float32)
-    _gtc(exchange, of_ranks[exchange.rank], residual, rest, total)
+    _gtc(exchange, of_ranks[exchange.rank], residual, rest, total, 1)
     added = of_ranks[exchange.rank].copy()
     exchange.post_allreduce(added, mean=False).wait()
     expected = np.sum(of_ranks, axis=0, dtype=np.float64)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gtcbmuf.policy.gradients import GradientExchange, gather
+from gtcbmuf.policy.gradients import GradientExchange, gather, scatter
 from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
 from gtcbmuf.policy.machine import Machine
 from gtcbmuf.policy.strategy import Strategy, check_bool, check_count
@@ -78,6 +78,9 @@ class DenseLane:
     def commit(self, ticket: Ticket, present: Sequence[bool]) -> None:
         """The sum is where the gradient was."""
         scale_to_all(self.gradient, present, self.average)
+
+    def collect(self, segments: Sequence[np.ndarray]) -> None:
+        scatter(self.gradient, self.bucket.dtype, segments)
 
     def settle(self) -> None:
         pass

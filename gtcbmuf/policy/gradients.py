@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gtcbmuf.errors import NonFiniteError
+from gtcbmuf.policy import bfloat16
 from gtcbmuf.policy.layout import Bucket, Layout
 from gtcbmuf.policy.worker import Exchange, Ticket, wait_all
 
@@ -16,7 +17,8 @@ from gtcbmuf.policy.worker import Exchange, Ticket, wait_all
 class Lane(Protocol):
     """How one bucket is exchanged, with the state that this needs."""
 
-    gradient: np.ndarray  # float32 [elements], after commit
+    bucket: Bucket
+    gradient: np.ndarray  # float32 [elements], after commit and before collect
     cap: int | None  # most elements in a message
     threshold: np.float32 | None  # None: all elements are sent as they are
 
@@ -24,6 +26,7 @@ class Lane(Protocol):
     def post_nothing(self, whole: bool) -> Ticket: ...  # this rank takes no part in the step
     def present(self, ticket: Ticket) -> list[bool]: ...  # of each rank: whether it took part
     def commit(self, ticket: Ticket, present: Sequence[bool]) -> None: ...
+    def collect(self, segments: Sequence[np.ndarray]) -> None: ...  # the gradient, in the bucket's dtype; once
     def settle(self) -> None: ...  # the step under way was completed by others, not here (docs/shrink.md)
     def clear(self) -> None: ...
     def state(self) -> dict[str, Any]: ...  # its own arrays, not copies
@@ -89,11 +92,19 @@ class GradientExchange:
         self._committed = True
         return True
 
+    def collect(self, bucket: int, segments: Sequence[np.ndarray]) -> None:
+        """The exchanged gradient into such arrays as were posted; once, and before the next post."""
+        _check_segments(self.layout.buckets[bucket], segments)
+        self._committed_lane(bucket).collect(segments)
+
     def gradient(self, bucket: int) -> np.ndarray:
-        """The exchanged gradient, float32 [elements]; good until the next bucket is posted."""
+        """The exchanged gradient, float32 [elements]; good until the next bucket is posted. In place of collect."""
+        return self._committed_lane(bucket).gradient
+
+    def _committed_lane(self, bucket: int) -> Lane:
         if not self._committed:
             raise RuntimeError("there is no gradient: the step is not finished, or was refused")
-        return self.lanes[bucket].gradient
+        return self.lanes[bucket]
 
     def thresholds(self) -> list[float | None]:
         """τ of each bucket; None: dense."""
@@ -160,6 +171,19 @@ def gather(segments: Sequence[np.ndarray], dtype: str, out: np.ndarray) -> None:
         else:
             with np.errstate(over="ignore"):  # infinity is refused by every rank
                 part[:] = segment
+        at += segment.size
+
+
+def scatter(values: np.ndarray, dtype: str, segments: Sequence[np.ndarray]) -> None:
+    """float32 values into segments laid end to end, rounded to their dtype."""
+    at = 0
+    for segment in segments:
+        part = values[at : at + segment.size]
+        if dtype == "bfloat16":
+            segment.view(np.uint16)[:] = bfloat16.narrow(part)
+        else:
+            with np.errstate(over="ignore"):
+                segment[:] = part
         at += segment.size
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.policy.dense import DenseLane, dense, scale_to_all
-from gtcbmuf.policy.gradients import GradientExchange, gather_add
+from gtcbmuf.policy.gradients import GradientExchange, gather_add, scatter
 from gtcbmuf.policy.layout import BUCKET_BYTES, Bucket, Layout, Tensor
 from gtcbmuf.policy.machine import Machine
 from gtcbmuf.policy.owners import EXCHANGES, SecondResidual, second_threshold
@@ -135,9 +135,10 @@ class GTC(Strategy):
 class GTCLane:
     """Strom's step for one bucket.
 
-    Two float32 arrays: the residual, and another one, into which encode writes the new residual.
-    When the step is sound they change roles, and the sum is decoded into what was the old
-    residual. Until then the residual is as it was, so a refused step has changed nothing.
+    Two float32 arrays: the residual, and a spare one, into which encode writes the new residual.
+    When the step is sound they change roles. Until then the residual is as it was, so a refused
+    step has changed nothing. Messages are decoded when the gradient is asked for: straight to
+    where it is wanted, or into what was the old residual.
     """
 
     def __init__(
@@ -148,30 +149,35 @@ class GTCLane:
         self.controller, self.second = controller, second
         self.threshold = np.float32(bucket.threshold)
         self.residual = np.zeros(bucket.elements, np.float32)
-        self.gradient = np.zeros(bucket.elements, np.float32)
+        self.spare = np.zeros(bucket.elements, np.float32)
         self._whole = False
+        self._ticket: Ticket | None = None  # of a sound step whose messages are not decoded yet
+        self._in_spare = False  # the gradient is there
 
     def post(self, segments: Sequence[np.ndarray], whole: bool = False) -> Ticket:
         """r' = r + g - q, q sent; whole: r' = 0, r + g sent as it is (float32)."""
-        self._whole = whole
+        self._begin(whole)
         if whole:
-            gather_add(segments, self.bucket.dtype, self.residual, self.gradient)
+            gather_add(segments, self.bucket.dtype, self.residual, self.spare)
             if self.second is not None:
-                self.second.add_to(self.gradient)
+                self.second.add_to(self.spare)
             return self.exchange.post_allreduce(
-                self.gradient, mean=self.average, bucket=self.bucket.index
+                self.spare, mean=self.average, bucket=self.bucket.index
             )
         dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
         if self.second is None:
             return self.exchange.post_encode(
-                self.bucket.index, segments, self.residual, self.gradient, self.threshold,
+                self.bucket.index, segments, self.residual, self.spare, self.threshold,
                 max_sent=self.cap, dtype=dtype,
             )  # fmt: skip
         return self.exchange.post_owners(
-            self.bucket.index, segments, self.residual, self.gradient, self.threshold,
+            self.bucket.index, segments, self.residual, self.spare, self.threshold,
             self.second.residual, self.second.spare,
             second_threshold(self.threshold, self.exchange.size), max_sent=self.cap, dtype=dtype,
         )  # fmt: skip
+
+    def _begin(self, whole: bool) -> None:
+        self._whole, self._ticket, self._in_spare = whole, None, False
 
     def post_nothing(self, whole: bool = False) -> Ticket:
         """g = 0 and a τ that nothing comes to: r' = r, nothing is sent. The others know it by that τ.
@@ -181,16 +187,16 @@ class GTCLane:
             raise SettingsError(
                 'join() is not for exchange="owners": give all ranks equally many batches, or use exchange="all".'
             )
-        self._whole = whole
+        self._begin(whole)
         if whole:
-            self.gradient.fill(0)
+            self.spare.fill(0)
             return self.exchange.post_allreduce(
-                self.gradient, weight=0, mean=self.average, bucket=self.bucket.index
+                self.spare, weight=0, mean=self.average, bucket=self.bucket.index
             )
         half = self.bucket.dtype == "bfloat16"
         zeros = np.zeros(self.bucket.elements, "uint16" if half else self.bucket.dtype)
         return self.exchange.post_encode(
-            self.bucket.index, [zeros], self.residual, self.gradient, NEVER,
+            self.bucket.index, [zeros], self.residual, self.spare, NEVER,
             dtype="bfloat16" if half else None,
         )  # fmt: skip
 
@@ -200,13 +206,14 @@ class GTCLane:
         return [header.threshold != NEVER for header in ticket.headers]
 
     def commit(self, ticket: Ticket, present: Sequence[bool]) -> None:
-        """Takes the new residual, the sum, and the next τ."""
+        """Takes the new residual and the next τ."""
         if self._whole:
-            scale_to_all(self.gradient, present, self.average)
+            scale_to_all(self.spare, present, self.average)
+            self._in_spare = True
             if present[self.exchange.rank]:
                 self.clear()
             return
-        self.residual, self.gradient = self.gradient, self.residual
+        self.residual, self.spare = self.spare, self.residual
         if self.second is not None:
             self.second.commit()
         self.receive(ticket)
@@ -220,14 +227,33 @@ class GTCLane:
         if self._whole:
             self.clear()
         else:
-            self.residual, self.gradient = self.gradient, self.residual
+            self.residual, self.spare = self.spare, self.residual
 
     def receive(self, ticket: Ticket) -> None:
-        """gradient = Σ q over the workers in order of rank (from owners: what they made of it), / their number."""
-        self.gradient.fill(0)
-        ticket.decode_add(self.gradient)
-        if self.average:
-            self.gradient /= np.float32(self.exchange.size)
+        """The messages are here, and will be decoded when the gradient is asked for."""
+        self._ticket = ticket
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """Σ q over the workers in order of rank (from owners: what they made of it), / their number. float32 [elements],
+        good until the next post."""
+        if self._ticket is not None:
+            self.decode([self.spare])
+            self._in_spare = True
+        if not self._in_spare:
+            raise RuntimeError("there is no gradient: it has been collected, or there was no step")
+        return self.spare
+
+    def collect(self, segments: Sequence[np.ndarray]) -> None:
+        """The gradient to where it is wanted, in the bucket's dtype."""
+        if self._ticket is not None and self.bucket.dtype == "float32":
+            self.decode(segments)
+        else:
+            scatter(self.gradient, self.bucket.dtype, segments)
+
+    def decode(self, targets: Sequence[np.ndarray]) -> None:
+        ticket, self._ticket = self._ticket, None
+        ticket.decode_mean(targets, self.exchange.size if self.average else 1)
 
     def clear(self) -> None:
         self.residual.fill(0)

@@ -88,8 +88,12 @@ class Machine(Saved, Survivor):
             raise RuntimeError("nothing has been posted")
         return (yield from self._active.finish())
 
+    def collect(self, bucket: int, segments: Sequence[np.ndarray]) -> None:
+        """What the optimizer sees, into arrays as they were posted; once, and before the next post."""
+        self._active.collect(bucket, segments)
+
     def gradient(self, bucket: int) -> np.ndarray:
-        """What the optimizer sees: float32 [elements], good until the next post."""
+        """The same as an array of the worker's, float32 [elements], good until the next post; in place of collect."""
         return self._active.gradient(bucket)
 
     def after_update(self, model: Model, samples: int | None = None) -> Iterator[None]:

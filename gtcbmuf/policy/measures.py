@@ -19,7 +19,7 @@ def measures(gradients: GradientExchange | None, blocks, norms: bool, block_norm
     rms, largest = residual_norms(lanes) if norms and lanes else (None, None)
     closed = blocks.blocks > block_norm_since
     return {
-        "thresholded_elements": sum(len(lane.gradient) for lane in lanes),
+        "thresholded_elements": sum(lane.bucket.elements for lane in lanes),
         "tau": [] if gradients is None else gradients.thresholds(),
         "residual_rms": rms,
         "residual_max": largest,

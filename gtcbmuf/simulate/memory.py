@@ -45,7 +45,7 @@ class Sharing:
     def _lane(self, lane: Lane, team: int) -> Lane:
         if not isinstance(lane, GTCLane):
             return lane
-        spare = self._spares.setdefault((team, lane.bucket.index), Spare(lane.gradient))
+        spare = self._spares.setdefault((team, lane.bucket.index), Spare(lane.spare))
         return TeamLane(lane, spare)
 
     def _make_filter(self, settings: BMUF, participants: int, params: np.ndarray) -> CommonFilter:
@@ -68,21 +68,23 @@ class TeamLane(GTCLane):
     When all have posted, the last one's old residual is left over: the sum goes there, once.
     """
 
-    def __init__(self, own: GTCLane, spare: Spare):
+    def __init__(self, own: GTCLane, common: Spare):
         vars(self).update(vars(own))
-        self.spare, self.gradient = spare, spare.array
+        self._common, self.spare = common, common.array
 
     def post(self, segments, whole=False):
-        self.gradient = self.spare.array
+        self.spare = self._common.array
         ticket = super().post(segments, whole)
         if not whole:
-            self.spare.array = self.residual
+            self._common.array = self.residual
         return ticket
 
     def receive(self, ticket) -> None:
-        self.gradient = self.spare.array
+        super().receive(ticket)
+        self.spare = self._common.array
         if self.exchange.rank == 0:  # the first one in lockstep; the others' sum is the same
-            super().receive(ticket)
+            self.decode([self.spare])
+        self._ticket, self._in_spare = None, True
 
 
 class CommonFilter(BlockFilter):

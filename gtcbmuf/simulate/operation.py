@@ -123,15 +123,15 @@ class Operation:
         except NonFiniteError as error:
             self.error = error
 
-    def decode_add(self, dense: np.ndarray) -> None:
-        """dense += Σ q. The sum over zeros is decoded once and shared: 0 + q is q, to the bit."""
-        if dense.view(np.uint32).any():
-            self._decode_add(dense)
-        elif self._sum is not None:
-            dense[:] = self._sum
-        else:
-            self._decode_add(dense)
-            self._sum = dense.copy()
+    def decode_mean(self, targets: Sequence[np.ndarray], divisor: float) -> None:
+        """targets = Σ q / divisor. The sum is decoded once and shared."""
+        if self._sum is None:
+            self._sum = np.zeros(self.headers[0].elements, np.float32)
+            self._decode_add(self._sum)
+        at = 0
+        for target in targets:
+            np.divide(self._sum[at : at + target.size], np.float32(divisor), out=target)
+            at += target.size
 
     def _decode_add(self, dense: np.ndarray) -> None:
         if self.posts[0].name == "post_owners":

@@ -159,8 +159,8 @@ class VirtualTicket:
         """What this rank would have sent to the others; of sums, broadcasts and what goes to owners about that."""
         return self._operation.bytes_sent(self._rank)
 
-    def decode_add(self, dense: np.ndarray) -> None:
-        self._operation.decode_add(dense)
+    def decode_mean(self, targets: Sequence[np.ndarray], divisor: float) -> None:
+        self._operation.decode_mean(targets, divisor)
 
     def arrays(self) -> list[np.ndarray]:
         """Read-only: all workers see the same memory."""

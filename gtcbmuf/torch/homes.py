@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from gtcbmuf import runtime
 from gtcbmuf.backends import cuda
 from gtcbmuf.device import DeviceVector, Home
 from gtcbmuf.policy import Worker
+from gtcbmuf.policy.layout import Bucket
 from gtcbmuf.torch.parameters import Named, dtype_name
 
 
@@ -29,9 +31,13 @@ class HostHome:
             return flat.view(torch.int16).numpy().view(np.uint16)  # torch < 2.3 has no uint16
         return flat.numpy()
 
-    def tensor(self, values: np.ndarray) -> torch.Tensor:
-        """What the worker gives, for torch; shares memory."""
-        return torch.from_numpy(values)
+    def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray], gradients: Sequence[torch.Tensor]) -> None:
+        """The exchanged gradient, by way of the segments that were posted, into the tensors that they are of."""
+        worker.collect(bucket.index, segments)
+        for segment, gradient in zip(segments, gradients):
+            if segment.ctypes.data != gradient.data_ptr():
+                values = torch.from_numpy(segment.view(np.int16)).view(torch.bfloat16) if segment.dtype == np.uint16 else torch.from_numpy(segment)
+                gradient.copy_(values.view(gradient.shape))
 
 
 class CudaHome:
@@ -49,9 +55,12 @@ class CudaHome:
     def segment(self, gradient: torch.Tensor) -> Segment:
         return Segment(gradient.detach().contiguous().view(-1))
 
-    def tensor(self, values: np.ndarray | DeviceVector) -> torch.Tensor:
-        """A dense bucket's is on the host."""
-        return torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values)
+    def collect(self, worker: Worker, bucket: Bucket, segments: Sequence, gradients: Sequence[torch.Tensor]) -> None:
+        """See HostHome.collect. A dense bucket's gradient is on the host."""
+        values = worker.gradient(bucket.index)
+        values = torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values)
+        for gradient, offset in zip(gradients, bucket.offsets, strict=True):
+            gradient.copy_(values[offset : offset + gradient.numel()].view(gradient.shape))
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:
         return torch.as_tensor(values, device=self._device)  # by the CUDA array interface: the same memory

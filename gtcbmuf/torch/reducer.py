@@ -41,7 +41,7 @@ class GradientReducer:
         self.left = [self.passes] * len(self.named)  # backward passes until ready
         self.missing = [len(b.numbers) for b in self.worker.layout.buckets]
         self.next = 0  # bucket to post
-        self.posted = {}  # number -> (gradient tensor, its version when it was posted)
+        self.posted = {}  # number -> (gradient tensor, its version when it was posted, what was posted for it)
         self.borrowed = []  # arrays that the exchange reads
         self.unscale = None  # 1 / the scale of this step's losses, once it is needed
         self.collected = False
@@ -113,8 +113,9 @@ class GradientReducer:
         gradient = named.parameter.grad
         _check(named, gradient)
         self._unscale(gradient)
-        self.posted[number] = gradient, gradient._version
-        return self.home.segment(gradient)
+        segment = self.home.segment(gradient)
+        self.posted[number] = gradient, gradient._version, segment
+        return segment
 
     @torch.no_grad()
     def _unscale(self, gradient: torch.Tensor) -> None:
@@ -131,17 +132,14 @@ class GradientReducer:
         """The group's gradient into .grad of every parameter, in its own dtype."""
         self._check_untouched()
         for bucket in self.worker.layout.buckets:
-            values = self.home.tensor(self.worker.gradient(bucket.index))
-            for number, offset in zip(bucket.numbers, bucket.offsets, strict=True):
-                gradient = self.posted[number][0]
-                part = values[offset : offset + gradient.numel()]
-                gradient.copy_(part.view(gradient.shape))
+            gradients, _, segments = zip(*(self.posted[number] for number in bucket.numbers))
+            self.home.collect(self.worker, bucket, segments, gradients)
         self.borrowed.clear()
         self.posted.clear()
         self.collected = True
 
     def _check_untouched(self) -> None:
-        for number, (gradient, version) in self.posted.items():
+        for number, (gradient, version, _) in self.posted.items():
             named = self.named[number]
             if named.parameter.grad is not gradient or gradient._version != version:
                 raise RuntimeError(

@@ -171,34 +171,69 @@ static void bench_small(bench *b, double density)
            100 * density, SMALL, 1e6 * median(time, b->rounds), median(share, b->rounds), median(cached, b->rounds));
 }
 
-static void bench_decode(bench *b, double density)
+static const size_t counts[] = {1, 4, 8, 16, 64};
+enum { COUNTS = sizeof counts / sizeof *counts };
+
+static void fill_messages(bench *b, double density, gtcb_message *messages, size_t sent[COUNTS])
 {
-    static const size_t counts[] = {1, 4, 8, 16, 64};
-    gtcb_message messages[MAX_MESSAGES];
     gtcb_header h;
-    printf("%8.4f%% decode_add, ns/sent:", 100 * density);
-    for (size_t i = 0; i < MAX_MESSAGES; i++) {
+    uint64_t k = 0;
+    for (size_t i = 0, c = 0; i < MAX_MESSAGES; i++) {
         fill(b, density, 1000 + i);
         encode(b, b->v, b->initial, b->residual, b->messages[i], &b->bytes[i]);
         messages[i] = (gtcb_message){b->messages[i], b->messages[i] + 64};
+        gtcb_read_header(b->messages[i], &h);
+        k += h.sent;
+        if (i + 1 == counts[c])
+            sent[c++] = k;
     }
-    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+}
+
+static void bench_decode(bench *b, double density, const gtcb_message *messages, const size_t sent[COUNTS])
+{
+    const size_t rounds = b->rounds < 11 ? b->rounds : 11;
+    printf("%8.4f%% decode_add, ns/sent:", 100 * density);
+    for (size_t c = 0; c < COUNTS; c++) {
         double time[MAX_ROUNDS], ratio[MAX_ROUNDS];
-        size_t k = 0, rounds = b->rounds < 11 ? b->rounds : 11;
-        for (size_t i = 0; i < counts[c]; i++) {
-            gtcb_read_header(b->messages[i], &h);
-            k += h.sent;
-        }
         for (size_t r = 0; r < rounds; r++) {
             memset(b->residual, 0, b->n * 4);
             double t0 = now();
             gtcb_decode_add(b->v, messages, counts[c], b->residual, b->n, b->executor);
             double t1 = now();
-            floor_decode(b->executor, b->residual, b->n, messages, b->bytes, counts[c], k);
+            floor_decode(b->executor, b->residual, b->n, messages, b->bytes, counts[c], sent[c]);
             time[r] = t1 - t0;
             ratio[r] = time[r] / (now() - t1);
         }
-        printf("  %.2f = %.2f floors (%zu messages)", 1e9 * median(time, rounds) / (double)k, median(ratio, rounds), counts[c]);
+        printf("  %.2f = %.2f floors (%zu messages)", 1e9 * median(time, rounds) / (double)sent[c], median(ratio, rounds), counts[c]);
+    }
+    printf("\n");
+}
+
+/* Against its floor, and against clearing, decode_add, a division and a copy. */
+static void bench_mean(bench *b, double density, const gtcb_message *messages, const size_t sent[COUNTS])
+{
+    const size_t rounds = b->rounds < 11 ? b->rounds : 11;
+    gtcb_target target = {b->other, b->n};
+    printf("%8.4f%% decode_mean, ms:", 100 * density);
+    for (size_t c = 0; c < COUNTS; c++) {
+        double time[MAX_ROUNDS], ratio[MAX_ROUNDS], passes[MAX_ROUNDS];
+        gtcb_mean_job job = {messages, counts[c], b->n, &target, 1, 0, 8, touched(gtcb_mean_scratch_bytes(counts[c], b->executor))};
+        for (size_t r = 0; r < rounds; r++) {
+            double t0 = now();
+            mean_in_passes(b->executor, b->v, b->residual, b->gradient, b->n, messages, counts[c]);
+            double t1 = now();
+            CHECK(gtcb_decode_mean(b->v, &job, b->executor) == GTCB_OK, "mean");
+            double t2 = now();
+            CHECK(r > 0 || memcmp(b->other, b->gradient, b->n * 4) == 0, "another mean");
+            double t3 = now();
+            floor_mean(b->executor, b->residual, b->n, messages, b->bytes, counts[c], sent[c]);
+            time[r] = t2 - t1;
+            ratio[r] = (t2 - t1) / (now() - t3);
+            passes[r] = (t1 - t0) / (t2 - t1);
+        }
+        printf("  %.2f = %.2f floors, in passes %.2f times (%zu messages)", 1e3 * median(time, rounds), median(ratio, rounds),
+               median(passes, rounds), counts[c]);
+        free(job.scratch);
     }
     printf("\n");
 }
@@ -209,6 +244,8 @@ int main(int argc, char **argv)
     bench b = {.v = argc > 1 ? gtcb_variant_named(argv[1]) : gtcb_variant_best(),
                .n = argc > 2 ? strtoul(argv[2], NULL, 10) : 25000000,
                .rounds = argc > 3 ? strtoul(argv[3], NULL, 10) : 21};
+    gtcb_message messages[MAX_MESSAGES];
+    size_t sent[COUNTS];
     const size_t threads = argc > 4 ? strtoul(argv[4], NULL, 10) : 1;
     gtcb_pool *pool;
     CHECK(b.v != NULL && gtcb_variant_supported(b.v), "no such variant here");
@@ -235,7 +272,9 @@ int main(int argc, char **argv)
         bench_encode(&b, densities[i]);
         bench_bfloat16(&b, densities[i]);
         bench_small(&b, densities[i]);
-        bench_decode(&b, densities[i]);
+        fill_messages(&b, densities[i], messages, sent);
+        bench_decode(&b, densities[i], messages, sent);
+        bench_mean(&b, densities[i], messages, sent);
     }
     gtcb_pool_close(pool);
     return 0;

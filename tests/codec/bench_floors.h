@@ -79,6 +79,25 @@ __attribute__((noinline)) static void add_number(float *a, float x, size_t n)
         a[i] += x;
 }
 
+/* a = 0 past the caches, where the processor can. */
+__attribute__((noinline)) static void clear_array(float *a, size_t n)
+{
+    size_t i = 0;
+#ifdef __SSE2__
+    for (; i + 4 <= n; i += 4)
+        _mm_stream_ps(a + i, _mm_setzero_ps());
+    _mm_sfence();
+#endif
+    for (; i < n; i++)
+        a[i] = 0;
+}
+
+__attribute__((noinline)) static void divide_array(float *a, float by, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        a[i] /= by;
+}
+
 /* -- on the threads of an executor ------------------------------------------------------------------- */
 
 #define FLOOR_TASK 32768            /* elements, as the codec cuts a bucket */
@@ -114,6 +133,24 @@ static void number_task(void *context, size_t i)
 {
     const floor_job *j = context;
     add_number(j->c + i * FLOOR_TASK, 0.5f, floor_count(j, i));
+}
+
+static void clear_task(void *context, size_t i)
+{
+    const floor_job *j = context;
+    clear_array(j->c + i * FLOOR_TASK, floor_count(j, i));
+}
+
+static void divide_task(void *context, size_t i)
+{
+    const floor_job *j = context;
+    divide_array(j->c + i * FLOOR_TASK, 8, floor_count(j, i));
+}
+
+static void copy_task(void *context, size_t i)
+{
+    const floor_job *j = context;
+    memcpy(j->c + i * FLOOR_TASK, j->a + i * FLOOR_TASK, floor_count(j, i) * sizeof(float));
 }
 
 static void read_task(void *context, size_t i)
@@ -152,14 +189,41 @@ static inline void floor_apart(const gtcb_executor *e, float *c, const float *a,
     gtcb_run(e, sum_task, &j, (n + FLOOR_TASK - 1) / FLOOR_TASK);
 }
 
+static inline void read_and_touch(const gtcb_executor *e, const gtcb_message *messages, const size_t *bytes, size_t count, size_t sent)
+{
+    floor_job j = {.messages = messages, .bytes = bytes, .touches = sent, .tasks = 8};
+    gtcb_run(e, read_task, &j, count);
+    gtcb_run(e, touch_task, &j, j.tasks);
+}
+
 /* The sum is passed once, the messages are read once, and every sent element is added once to a number in the cache. */
 static inline void floor_decode(const gtcb_executor *e, float *dense, size_t n, const gtcb_message *messages,
                                 const size_t *bytes, size_t count, size_t sent)
 {
-    floor_job j = {.c = dense, .n = n, .messages = messages, .bytes = bytes, .touches = sent, .tasks = 8};
+    floor_job j = {.c = dense, .n = n};
     gtcb_run(e, number_task, &j, (n + FLOOR_TASK - 1) / FLOOR_TASK);
-    gtcb_run(e, read_task, &j, count);
-    gtcb_run(e, touch_task, &j, j.tasks);
+    read_and_touch(e, messages, bytes, count, sent);
+}
+
+/* The same where the sum is not there before: it is written only. */
+static inline void floor_mean(const gtcb_executor *e, float *mean, size_t n, const gtcb_message *messages,
+                              const size_t *bytes, size_t count, size_t sent)
+{
+    floor_job j = {.c = mean, .n = n};
+    gtcb_run(e, clear_task, &j, (n + FLOOR_TASK - 1) / FLOOR_TASK);
+    read_and_touch(e, messages, bytes, count, sent);
+}
+
+/* What decode_mean does, in passes of their own. */
+static inline void mean_in_passes(const gtcb_executor *e, const gtcb_variant *v, float *sum, float *mean, size_t n,
+                                  const gtcb_message *messages, size_t count)
+{
+    floor_job clear = {.c = sum, .n = n}, copy = {.c = mean, .a = sum, .n = n};
+    const size_t tasks = (n + FLOOR_TASK - 1) / FLOOR_TASK;
+    gtcb_run(e, clear_task, &clear, tasks);
+    gtcb_decode_add(v, messages, count, sum, n, e);
+    gtcb_run(e, divide_task, &clear, tasks);
+    gtcb_run(e, copy_task, &copy, tasks);
 }
 
 #endif

@@ -92,6 +92,25 @@ static void check_codes(const gtcb_variant *v, size_t count)
     free(codes);
 }
 
+static void check_divide(const gtcb_variant *v, size_t count)
+{
+    static const float divisors[] = {1, 2, 3, 7, 1024, 1025, 0.1f, 0x1p-120f, 0x1p120f};
+    float sum[1024 + 16], out[1024 + 32];
+    const size_t from = below(&rng, 9), to = below(&rng, 17);
+    for (size_t i = 0; i < count; i++)
+        sum[from + i] = below(&rng, 3) ? (float)(uniform(&rng) - 0.5) : below(&rng, 2) ? 0x3p-149f : -0.0f;
+    for (size_t d = 0; d < sizeof divisors / sizeof *divisors; d++)
+        for (int stream = 0; stream < 2; stream++) {
+            for (size_t i = 0; i < sizeof out / sizeof *out; i++)
+                out[i] = 5;
+            v->divide(sum + from, count, divisors[d], out + to, stream);
+            for (size_t i = 0; i < sizeof out / sizeof *out; i++) {
+                volatile float wanted = i >= to && i - to < count ? sum[from + i - to] / divisors[d] : 5;
+                CHECK(gtcb_float_bits(out[i]) == gtcb_float_bits(wanted), "%s divide %zu by %g", under_test->name, count, divisors[d]);
+            }
+        }
+}
+
 static void check_bytes(const gtcb_variant *v, size_t bytes, size_t shift)
 {
     uint8_t *p = must(malloc(bytes + shift + 1));
@@ -139,6 +158,7 @@ int main(void)
         for (size_t count = 0; count <= 300; count++) {
             check_widen_keep_add(v, count);
             check_codes(v, count);
+            check_divide(v, count < 1024 ? count : 1024);
             check_bytes(v, count, count % 9);
             check_finite(v, count);
         }

@@ -32,6 +32,38 @@ static void make_segments(bucket *b, const void *gradient, size_t n, size_t part
     b->job.segment_count = parts;
 }
 
+/* The mean of messages with that sum, into targets cut anywhere, of which the first few elements and all that lies
+   beside them are not the messages' to write. */
+static void check_mean(const gtcb_variant *v, const gtcb_message *messages, size_t copies, const float *sum, size_t n,
+                       const gtcb_executor *executor)
+{
+    enum { TARGETS = 5 };
+    const float divisors[] = {1, 4, 7}, divisor = divisors[below(&rng, 3)];
+    const size_t first = below(&rng, 20);
+    gtcb_target targets[TARGETS];
+    for (size_t i = 0, left = first + n; i < TARGETS; left -= targets[i++].count) {
+        targets[i].count = i + 1 == TARGETS ? left : below(&rng, 3) ? below(&rng, left + 1) : 0;
+        targets[i].data = must(malloc((targets[i].count + 2) * 4));
+        for (size_t j = 0; j < targets[i].count + 2; j++)
+            targets[i].data[j] = 5;
+        targets[i].data++;
+    }
+    void *scratch = must(malloc(gtcb_mean_scratch_bytes(copies, executor)));
+    gtcb_mean_job job = {messages, copies, n, targets, TARGETS, first, divisor, scratch};
+    CHECK(gtcb_decode_mean(v, &job, executor) == GTCB_OK, "mean");
+    for (size_t i = 0, at = 0; i < TARGETS; at += targets[i++].count) {
+        const float *data = targets[i].data;
+        CHECK(data[-1] == 5 && data[targets[i].count] == 5, "%s writes beside a target", under_test->name);
+        for (size_t j = 0; j < targets[i].count; j++) {
+            volatile float wanted = at + j < first ? 5 : sum[at + j - first] / divisor;
+            CHECK(gtcb_float_bits(data[j]) == gtcb_float_bits(wanted), "%s mean of %zu, element %zu of %zu: %g, not %g",
+                  under_test->name, copies, at + j - first, n, data[j], wanted);
+        }
+        free(targets[i].data - 1);
+    }
+    free(scratch);
+}
+
 static void check_decode(const uint8_t *message, size_t bytes, size_t n)
 {
     size_t shift = below(&rng, 9), dense_shift = below(&rng, 17);
@@ -56,6 +88,12 @@ static void check_decode(const uint8_t *message, size_t bytes, size_t n)
             oracle_decode_add(message, expected);
         }
         CHECK(memcmp(expected, dense + dense_shift, n * 4) == 0, "%s decodes otherwise, n %zu kind %d", under_test->name, n, message[5]);
+        if (message[6] & 1)
+            continue;
+        memset(expected, 0, n * 4);
+        oracle_decode_add(message, expected);
+        oracle_decode_add(message, expected);
+        check_mean(v, both, 2, expected, n, executors[cases % 3]);
     }
     free(copy);
     free(dense);
@@ -157,16 +195,17 @@ static void check_tile_borders(void)
     free(numbers);
 }
 
-/* Elements on both sides of every border of a tile, in blocks as wide as the tile: 64 messages are enough to take the
-   tiles of a cache, of 2^18 elements for blocks so wide; two are applied in the widest ones. */
-static void check_wide_blocks(size_t copies, bool before)
+/* Every step-th element sent, the last or the first one of each step: with a step of 256 elements on both sides of every
+   border of a tile, in blocks of half the widest cached tile; with one of 251 blocks that lie in two tiles. 64 messages are
+   enough to take the tiles of a cache; two are applied in the widest ones. */
+static void check_wide_blocks(size_t copies, bool before, uint64_t step)
 {
-    const uint64_t n = 34 << 18, k = n / 256;
+    const uint64_t k = 34 << 10, n = k * step;
     uint64_t *numbers = must(malloc(8 * k));
     gtcb_encode_job job = {.elements = n, .threshold = 0.5f};
     size_t bytes;
     for (uint64_t i = 0; i < k; i++)
-        numbers[i] = 2 * (256 * i + (before ? 255 : 0)) + (i & 1);
+        numbers[i] = 2 * (step * i + (before ? step - 1 : 0)) + (i & 1);
     uint8_t *message = oracle_message(&job, numbers, k, &bytes);
     float *dense = must(malloc(n * 4)), *expected = must(calloc(n, 4));
     gtcb_message messages[64];
@@ -179,6 +218,7 @@ static void check_wide_blocks(size_t copies, bool before)
             memset(dense, 0, n * 4);
             gtcb_status status = gtcb_decode_add(count_calls_of(i), messages, copies, dense, n, executors[i % 3]);
             CHECK(status == GTCB_OK && memcmp(expected, dense, n * 4) == 0, "%s, %zu messages", under_test->name, copies);
+            check_mean(count_calls_of(i), messages, copies, expected, n, executors[i % 3]);
         }
     cases++;
     free(numbers);
@@ -216,8 +256,9 @@ int main(int argc, char **argv)
         }
     check_tile_borders();
     for (int before = 0; before < 2; before++) {
-        check_wide_blocks(64, before);
-        check_wide_blocks(2, before);
+        check_wide_blocks(64, before, 256);
+        check_wide_blocks(2, before, 256);
+        check_wide_blocks(2, before, 251);
     }
     for (int kind = 1; kind <= 3; kind++)
         CHECK(seen[kind] > 10, "kind %d occurred %lu times", kind, seen[kind]);

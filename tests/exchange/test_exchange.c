@@ -59,13 +59,25 @@ static void encode(rank *me)
         }
         for (uint32_t b = BUCKETS; b-- > 0;) {
             CHECK(finish(ops[b])->status == GTCB_OK);
-            CHECK(gtcb_op_decode_add(ops[b], dense + b * N, N) == GTCB_OK);
-            CHECK(gtcb_op_decode_add(ops[b], dense, N - 1) == GTCB_BAD_ARGUMENT);
+            const gtcb_target targets[] = {{dense + b * N, 7}, {dense + b * N + 7, N - 7}, {dense, 1}};
+            CHECK(gtcb_op_decode_mean(ops[b], targets, 2, 2) == GTCB_OK);
+            CHECK(gtcb_op_decode_mean(ops[b], targets, 1, 1) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_op_decode_mean(ops[b], targets, 3, 1) == GTCB_BAD_ARGUMENT);
             CHECK(gtcb_op_release(ops[b]));
         }
     }
-    for (size_t i = 0; i < BUCKETS * N; i++)
-        CHECK(dense[i] == dense[i % N]);
+    for (size_t i = 0; i < BUCKETS * N; i++) {
+        float sum = 0, residual[16] = {0};
+        for (int step = 0; step < STEPS; step++) {
+            sum = 0;
+            for (uint32_t w = 0; w < gtcb_exchange_size(me->exchange); w++) {
+                float t = residual[w] + value((int)w, i % N), q = t >= 20 ? 20 : t <= -20 ? -20 : 0;
+                residual[w] = t - q;
+                sum += q;
+            }
+        }
+        CHECK(dense[i] == sum / 2);
+    }
     CHECK(gtcb_exchange_counters(me->exchange).operations == STEPS * BUCKETS);
     free(residuals[0]);
     free(residuals[1]);
@@ -127,8 +139,8 @@ static void owners(rank *me)
             dawdle(me);
             CHECK(gtcb_post_owners(me->exchange, &job, &second, &op) == GTCB_OK);
             CHECK(finish(op)->status == GTCB_OK);
-            memset(dense, 0, n * sizeof(float));
-            CHECK(gtcb_op_decode_add(op, dense, n) == GTCB_OK);
+            const gtcb_target targets[] = {{dense, n / 2}, {dense + n / 2, n - n / 2}};
+            CHECK(gtcb_op_decode_mean(op, targets, 2, 2) == GTCB_OK);
             for (size_t i = 0; i < n; i++) {
                 for (size_t w = 0; w < size; w++) {
                     float t = r[w * n + i] + value((int)w, i), q = t >= 20 ? 20 : t <= -20 ? -20 : 0;
@@ -137,7 +149,7 @@ static void owners(rank *me)
                 }
                 float q = s[i] >= 30 ? 30 : s[i] <= -30 ? -30 : 0;
                 s[i] -= q;
-                CHECK(dense[i] == q);
+                CHECK(dense[i] == q / 2);
                 CHECK(residuals[1 - step % 2][i] == r[own_rank * n + i]);
                 CHECK(i < first || i >= first + own || seconds[1 - step % 2][i - first] == s[i]);
             }

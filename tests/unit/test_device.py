@@ -59,10 +59,11 @@ def test_the_sums_of_the_hosts_exchange(exchanges, monkeypatch, first_bytes, max
         expected = [x.post_encode(bucket, [gradient(x.rank, bucket)], zeros, rests[x.rank], 1.0, max_sent=max_sent)
                     for x in host]  # fmt: skip
         for rank, (rest, ticket) in enumerate(posted):
-            dense, host_dense = Uploaded(cuda.core, np.zeros(size, np.float32)), np.zeros(size, np.float32)
+            dense, host_dense = device.DeviceVector(exchanges[rank].codec, size), np.zeros(size, np.float32)
+            dense.write(np.full(size, 7, np.float32))
             expected[rank].wait()
-            expected[rank].decode_add(host_dense)
-            ticket.decode_add(dense)
+            expected[rank].decode_mean([host_dense], 3)
+            ticket.decode_mean([dense], 3)
             assert np.array_equal(dense.read(), host_dense)
             assert np.array_equal(rest.read(), rests[rank])
             assert [h.sent for h in ticket.headers] == [h.sent for h in expected[rank].headers]

@@ -119,7 +119,7 @@ def test_where_the_arrays_are(device):
     assert {DeviceLane, HostedLane} == set(map(type, lanes))
     for lane in lanes:
         if isinstance(lane, DeviceLane):
-            assert isinstance(lane.residual, DeviceVector) and isinstance(lane.gradient, DeviceVector)
+            assert isinstance(lane.residual, DeviceVector) and isinstance(lane.spare, DeviceVector)
 
 
 def test_a_state_goes_back_to_the_device(device, host):

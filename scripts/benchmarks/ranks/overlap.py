@@ -41,7 +41,7 @@ class NoTicket:
     def wait(self, timeout=None):
         pass
 
-    def decode_add(self, dense):
+    def decode_mean(self, targets, divisor):
         pass
 
 
@@ -86,8 +86,8 @@ class Watched:
         posted, _, _, done = self.ticket.times
         self.times.update(posted=posted, exchanged=done, waited=time.monotonic())
 
-    def decode_add(self, dense):
-        self.ticket.decode_add(dense)
+    def decode_mean(self, targets, divisor):
+        self.ticket.decode_mean(targets, divisor)
         self.times["added"] = time.monotonic()
 
     def __getattr__(self, name):
