@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from gtcbmuf.policy.bmuf import BMUF
 
-PART = 1 << 16  # elements at a time, where a whole temporary vector would be needed
+PART = 1 << 15  # elements at a time, which stay in a cache from one operation to the next
 
 
 class BlockFilter:
@@ -30,11 +30,12 @@ class BlockFilter:
         self.params = params.copy()  # W
         self.block_update = np.zeros_like(params)  # Δ
 
-    def start(self, part: slice) -> np.ndarray:
-        """W_start of some elements."""
+    def start(self, part: slice, room: np.ndarray) -> np.ndarray:
+        """W_start of some elements, in `room` unless it is there already."""
         if not self.nesterov:
             return self.params[part]
-        start = self.block_update[part] * self.momentum
+        start = room[: part.stop - part.start]
+        np.multiply(self.block_update[part], self.momentum, out=start)
         start += self.params[part]
         return start
 
@@ -44,20 +45,23 @@ class BlockFilter:
 
     def update(self, block_delta: np.ndarray) -> None:
         """G in; it is used up."""
-        self.block_update *= self.momentum
-        block_delta *= self.lr
-        self.block_update += block_delta
-        self.params += self.block_update
+        for part in _parts(block_delta):
+            self.block_update[part] *= self.momentum
+            block_delta[part] *= self.lr
+            self.block_update[part] += block_delta[part]
+            self.params[part] += self.block_update[part]
 
     def subtract_start(self, vector: np.ndarray) -> None:
         """vector - W_start, in place."""
+        room = np.empty(PART, vector.dtype)
         for part in _parts(vector):
-            vector[part] -= self.start(part)
+            vector[part] -= self.start(part, room)
 
     def copy_start(self, out: np.ndarray) -> None:
+        room = np.empty(PART, out.dtype)
         for part in _parts(out):
-            out[part] = self.start(part)
+            out[part] = self.start(part, room)
 
 
 def _parts(vector: np.ndarray) -> Iterator[slice]:
-    return (slice(at, at + PART) for at in range(0, len(vector), PART))
+    return (slice(at, min(at + PART, len(vector))) for at in range(0, len(vector), PART))

@@ -45,6 +45,7 @@ class Blocks:
         self.shard = shard or slice(0, layout.elements)  # of the mean, that they exchange
         self.filter: BlockFilter | None = None
         self.mean: BlockMean | None = None  # of ranks that take part, once begun
+        self._used_up: np.ndarray | None = None  # the last G, whose memory W_start may take
         self.origin: np.ndarray | None = None  # overlap: S_i, where this rank began the block
         self.under_way = False  # overlap: the mean of the block before
         self.steps = self.samples = 0  # of the running block
@@ -94,6 +95,7 @@ class Blocks:
     def finalize(self, model: Model) -> Iterator[None]:
         """W, not W_start, to the model when all ranks are here."""
         yield from self._wait_for_all(model)
+        self._used_up = None
         model.write(self.filter.params)
         self.finalized = True
 
@@ -125,8 +127,10 @@ class Blocks:
         self.finalized = False
 
     def start(self) -> np.ndarray:
-        """W_start."""
-        vector = np.empty_like(self.filter.params)
+        """W_start, in the memory of the last G if that is at hand."""
+        vector, self._used_up = self._used_up, None
+        if vector is None or len(vector) != self.layout.elements:
+            vector = np.empty_like(self.filter.params)
         self.filter.copy_start(vector)
         return vector
 
@@ -220,7 +224,8 @@ class Blocks:
 
     def _apply(self, mean: np.ndarray) -> None:
         """G, as it travelled, into the filter."""
-        self.filter.update(as_model(mean, self.layout.vector_dtype))
+        self._used_up = as_model(mean, self.layout.vector_dtype)
+        self.filter.update(self._used_up)
         self.under_way = False
 
     def _first_non_finite(self, delta: np.ndarray, parcel: Parcel | None) -> int:

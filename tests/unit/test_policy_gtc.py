@@ -1,8 +1,11 @@
 """GTC and Dense: against plain loops, what is conserved, and steps that are refused."""
 
+import dataclasses
+
 import numpy as np
 import oracle_training as oracle
 import pytest
+import torch
 from virtual_team import TENSORS, Team, noise, same, sgd
 
 from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
@@ -114,6 +117,65 @@ def test_warm_up_is_dense_then_gtc_begins_without_residual(strategy):
     for step in range(7, 17):
         team.step(g, u, step)
     assert team.models[1].vector.tobytes() == path[-1].tobytes()
+
+
+# -- where the gradient goes -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("strategy", [
+    Dense(), GTC(threshold=0.7, dense_below=100), GTC(threshold=0.7, dense_below=0, average=False),
+    GTC(threshold=0.7, exchange="owners")])  # fmt: skip
+def test_collecting_gives_the_gradient_in_the_buckets_dtype(strategy, dtype):
+    tensors = [dataclasses.replace(tensor, dtype=dtype) for tensor in TENSORS]
+    g = noise()
+    kept, collected = (Team(strategy, 3, tensors=tensors).start() for _ in range(2))
+    for step in range(4):
+        gradients = [g(rank, step, START) for rank in range(3)]
+        for team in kept, collected:
+            post(team, gradients)
+            lockstep([w.finish() for w in team.workers])
+            team.after_update()
+        for own, other in zip(kept.workers, collected.workers):
+            for bucket in kept.layout.buckets:
+                segments = [np.full_like(s, 7) for s in segments_of(bucket, START, kept)]
+                other.collect(bucket.index, segments)
+                values = np.split(own.gradient(bucket.index), bucket.offsets[1:])
+                for segment, value in zip(segments, values, strict=True):
+                    assert segment.tobytes() == narrow(value, dtype).tobytes()
+                assert any(value.any() for value in values) or bucket.dense
+
+
+def test_a_gradient_is_collected_once():
+    team = Team(GTC(threshold=0.7, dense_below=0), 2).start()
+    gradients = [noise()(rank, 0, START) for rank in range(2)]
+    post(team, gradients)
+    lockstep([w.finish() for w in team.workers])
+    worker, bucket = team.workers[0], team.layout.buckets[0]
+    with pytest.raises(ValueError, match="bucket 0 has"):
+        worker.collect(0, [np.zeros(3, np.float32)])
+    segments = team.segments(bucket, START)
+    worker.collect(0, [segment.copy() for segment in segments])
+    for again in (lambda: worker.collect(0, segments), lambda: worker.gradient(0)):
+        with pytest.raises(RuntimeError, match="has been collected"):
+            again()
+
+
+def post(team, gradients):
+    for worker, gradient in zip(team.workers, gradients):
+        for bucket in team.layout.buckets:
+            worker.post(bucket.index, segments_of(bucket, gradient, team))
+
+
+def segments_of(bucket, gradient, team):
+    places = [(team.layout.offsets[number], tensor.elements) for number, tensor in zip(bucket.numbers, bucket.tensors)]
+    return [narrow(gradient[at : at + n], bucket.dtype) for at, n in places]
+
+
+def narrow(values, dtype):
+    """float32 as torch rounds it; bfloat16 as its bits."""
+    narrowed = torch.from_numpy(values.copy()).to(getattr(torch, dtype))
+    return narrowed.view(torch.int16).numpy().view(np.uint16) if dtype == "bfloat16" else narrowed.numpy()
 
 
 # -- refused steps ---------------------------------------------------------------------------------
