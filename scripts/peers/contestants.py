@@ -34,7 +34,8 @@ class Contestant:
     """A model and how it is trained.
 
     checks: (steps, largest relative error of the sum of all steps so far or None), in turn, before anything is timed.
-    period: steps after which all that happens has happened. turn: puts what runs in the background to work, or to sleep.
+    period: steps after which all that happens has happened. arrive: applies what is still under way, before a check.
+    turn: puts what runs in the background to work, or to sleep.
     """
 
     model: work.Model
@@ -43,6 +44,7 @@ class Contestant:
     checks: tuple[tuple[int, float | None], ...] = ((1, EXACT),)
     period: int = 1
     gtc: ours.GTC | None = None
+    arrive: Callable[[], None] = lambda: None
     turn: Callable[[bool], None] = lambda begins: None
     steps: int = 0
 
@@ -91,18 +93,38 @@ def gtc(job: dict) -> Contestant:
     return _ours(job, strategy, gtc=strategy)
 
 
-def _blocks(job: dict) -> ours.BMUF:
-    return ours.BMUF(sync_period=job["period"], block_momentum=0.0)  # 0, so that W is the mean of the models
+def _blocks(job: dict, **settings) -> ours.BMUF:
+    return ours.BMUF(sync_period=job["period"], block_momentum=0.0, **settings)  # 0, so that W is the mean of the models
 
 
 def bmuf(job: dict) -> Contestant:
     return _ours(job, _blocks(job), checks=((job["period"], EXACT),), period=job["period"])
 
 
-def hybrid(job: dict) -> Contestant:
+def _hybrid(job: dict, blocks: ours.BMUF, representatives: str = "leader", precision: float = EXACT) -> Contestant:
     inside = ours.GTC(threshold=job["threshold"])
-    strategy = ours.Hybrid(inside, _blocks(job), groups=job["group"])
-    return _ours(job, strategy, checks=((job["period"], EXACT),), period=job["period"], gtc=inside)
+    strategy = ours.Hybrid(inside, blocks, groups=job["group"], representatives=representatives)
+    found = _ours(job, strategy, checks=((job["period"], precision),), period=job["period"], gtc=inside)
+
+    def arrive() -> None:
+        found.optimizer.finalize()
+        found.optimizer.resume()  # from W_start, which is W where the momentum is 0
+
+    if blocks.sync_overlap:
+        found.arrive = arrive
+    return found
+
+
+def hybrid(job: dict) -> Contestant:
+    return _hybrid(job, _blocks(job))
+
+
+def hybrid_bf16(job: dict) -> Contestant:
+    return _hybrid(job, _blocks(job, sync_dtype="bfloat16"), "sharded", BFLOAT16)
+
+
+def hybrid_overlapped(job: dict) -> Contestant:
+    return _hybrid(job, _blocks(job, sync_dtype="bfloat16", sync_overlap=True), "sharded", BFLOAT16)
 
 
 # -- PyTorch ------------------------------------------------------------------------------------------
@@ -181,6 +203,7 @@ def horovod_fp16(job: dict) -> Contestant:
 
 MAKE = {
     "none": alone, "GTC": gtc, "BMUF": bmuf, "hybrid": hybrid,
+    "hybrid, bf16": hybrid_bf16, "hybrid, bf16, overlapped": hybrid_overlapped,
     "DDP": ddp, "DDP, bf16": ddp_bf16, "PowerSGD, rank 2": power_sgd, "PostLocalSGD": post_local_sgd,
     "Horovod": horovod, "Horovod, fp16": horovod_fp16,
 }  # fmt: skip

@@ -47,6 +47,7 @@ def check(comm, name: str, contestant: Contestant, gradients: work.Gradients, sa
             contestant.step(gradients, 0.0)
             seconds = time.perf_counter() - begin
         steps += more
+        contestant.arrive()
         parameters = contestant.model.flat().numpy()
         if len(set(comm.allgather(hashlib.blake2b(parameters).digest()))) > 1:
             refuse(comm, f"{name}: after {steps} steps the parameters of the ranks differ")
