@@ -29,6 +29,26 @@ def test_encode_with_a_cap_moves_its_window(exchange):
         check_encode(exchange, 1, 3000, threshold=0.5, max_sent=100, step=step)
 
 
+@pytest.mark.parametrize("targets, kind, words", [
+    ([np.ones(9, np.float32)], ValueError, "bucket's elements"),
+    ([np.ones(5, np.float32), np.ones(6, np.float32)], ValueError, "bucket's elements"),
+    ([np.ones(10, np.float64)], TypeError, "float32"),
+    ([np.ones(20, np.float32)[::2]], TypeError, "contiguous"),
+    ([np.frombuffer(np.ones(10, np.float32).tobytes(), np.float32)], TypeError, "writable"),
+])  # fmt: skip
+def test_a_mean_goes_to_arrays_that_hold_it(exchange, targets, kind, words):
+    ticket = exchange.post_encode(0, [np.ones(10, np.float32)], *np.zeros((2, 10), np.float32), 0.5)
+    ticket.wait()
+    with pytest.raises(kind, match=words):
+        ticket.decode_mean(targets, 1)
+    assert all((target == 1).all() for target in targets)
+    mean = np.zeros(10, np.float32)
+    with pytest.raises(ValueError, match="divisor"):
+        ticket.decode_mean([mean], 0)
+    ticket.decode_mean([mean], exchange.size)
+    assert (mean == 0.5).all()
+
+
 def test_counters(exchange):
     check_encode(exchange, 0, 5000)
     counters = exchange.counters()
