@@ -40,7 +40,7 @@ class Home:
         if not isinstance(lane, GTCLane) or lane.second is not None:
             return HostedLane(lane, self)
         if self._exchange is None:
-            self._exchange = DeviceExchange(lane.exchange, self.codec)
+            self._exchange = DeviceExchange(lane.exchange, self.codec, self.ending_all)
         return DeviceLane(lane, self._exchange, self, lane.bucket.index == self._last)
 
     def follow(self) -> None:

@@ -6,7 +6,7 @@ from cuda_emulated import Uploaded, cuda_tests, emulated_core
 
 from gtcbmuf import device, runtime
 from gtcbmuf.backends import cuda, native_is_built
-from gtcbmuf.device.exchange import FIRST_BYTES
+from gtcbmuf.device.places import FIRST_BYTES
 from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.simulate import virtual_world
 
@@ -49,7 +49,7 @@ def finish(exchanges, tickets):
 @pytest.mark.parametrize("first_bytes", [FIRST_BYTES, 64, 100])
 @pytest.mark.parametrize("max_sent", [None, 40])
 def test_the_sums_of_the_hosts_exchange(exchanges, monkeypatch, first_bytes, max_sent):
-    monkeypatch.setattr("gtcbmuf.device.exchange.FIRST_BYTES", first_bytes)
+    monkeypatch.setattr("gtcbmuf.device.places.FIRST_BYTES", first_bytes)
     host = [groups.world for groups in virtual_world(3)]
     for bucket, size in enumerate(SIZES):
         posted = [post(x, bucket, gradient(x.rank, bucket), max_sent=max_sent) for x in exchanges]

@@ -28,7 +28,8 @@ ALLOWED = {
     "ending": {"neighbours"},
     "tickets": {"_core", "backends", "exchange", "whereabouts"},  # of exchange its type only
     "exchange": {"_core", "tickets", "whereabouts"},
-    "runtime": {"agreement", "config", "ending", "exchange", "groups", "launcher", "neighbours", "recovery", "ulfm", "windows"},
+    "cuda_aware": {"_core", "agreement"},
+    "runtime": {"agreement", "config", "cuda_aware", "ending", "exchange", "groups", "launcher", "neighbours", "recovery", "ulfm", "windows"},
     "windows": set(),
     "preemption": {"agreement", "runtime"},
     "policy": set(),  # it is given an exchange
