@@ -70,12 +70,13 @@ class CudaCodec:
     device: its number. stream: a cudaStream_t as an integer (CuPy: stream.ptr, PyTorch:
         stream.cuda_stream), on which everything runs; 0: the legacy default stream. Buffers grow to
         the largest bucket and are kept.
-    Raises SettingsError if there is no such device.
+    Raises SettingsError if there is no such device, ValueError for a stream of another one.
     """
 
     def __init__(self, device: int = 0, stream: int = 0):
         self.device, self.stream = device, stream
         self.blocks = BLOCKS_PER_MULTIPROCESSOR * need_device(device)["multiprocessors"]
+        self._check_stream(stream)
         self.buffers = Buffers(core, device)
         # What is about messages and arrays on the host is the native codec's.
         self.raw, self.read_header, self.validate = native.raw, native.read_header, native.validate
@@ -242,10 +243,24 @@ class CudaCodec:
     # -- stream and buffers ---------------------------------------------------------------------
 
     def follow(self, stream: int) -> None:
-        """From now on everything runs on this stream. If it is another one, waits for what was enqueued before."""
+        """From now on everything runs on this stream. If it is another one, waits for what was enqueued before.
+        ValueError, and nothing changes, for a stream of another device."""
         if stream != self.stream:
+            self._check_stream(stream)
             core.synchronize(self.device, self.stream)
             self.stream = stream
+
+    def _check_stream(self, stream: int) -> None:
+        """CUDA itself knows: it records events of a device on that device's streams only."""
+        try:
+            core.Event(self.device).record(stream)
+        except Exception as error:
+            if "cudaErrorInvalidResourceHandle" not in str(error):
+                raise
+            raise ValueError(
+                f"stream {stream:#x} is none of device {self.device}, on which the arrays are; pass the one that is current there: "
+                f"torch.cuda.current_stream({self.device}).cuda_stream, or cupy.cuda.get_current_stream({self.device}).ptr"
+            ) from error
 
     def read(self, name: str, array) -> np.ndarray:
         """A copy on the host: 1-D, bfloat16 as its bits in uint16. Waits. Errors as of `describe`."""

@@ -23,7 +23,7 @@ class DeviceExchange:
     exchange: of the same ranks, by which the messages travel; nothing else may be posted there between a
         post_encode and its ticket's `wait`, unless `flush` was called. Where it is `direct`, MPI reads and writes bodies in the
         device's memory (post_direct); else they go by way of pinned memory of the host (post_allgather).
-    codec: of the device and the stream on which all this runs.
+    codec: of the device and the stream on which all this runs. stream: gives the stream for what is posted; None: the codec's.
     guard: a context in which a fault ends the exchange for all ranks.
 
     A bucket's message is encoded on the stream, and as much of it as travels from there copied to pinned memory, while the
@@ -34,8 +34,12 @@ class DeviceExchange:
     of the message: all ranks then raise the same DeviceError from that ticket's `wait`, and the exchange stays usable.
     """
 
-    def __init__(self, exchange, codec: cuda.CudaCodec, guard: Callable[[], Any] = contextlib.nullcontext):
-        self.exchange, self.rank, self.size, self.codec, self.guard = exchange, exchange.rank, exchange.size, codec, guard
+    def __init__(
+        self, exchange, codec: cuda.CudaCodec, stream: Callable[[], int] | None = None,
+        guard: Callable[[], Any] = contextlib.nullcontext,
+    ):  # fmt: skip
+        self.exchange, self.rank, self.size, self.codec = exchange, exchange.rank, exchange.size, codec
+        self._stream, self.guard = stream, guard
         self.direct = getattr(exchange, "direct", False)
         self._places: dict[int, Place] = {}
         self._waiting: DeviceTicket | None = None
@@ -50,6 +54,8 @@ class DeviceExchange:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
         ticket = DeviceTicket(self, bucket, self.exchange.sequence)
         with ticket.noting_faults():
+            if self._stream is not None:
+                self.codec.follow(self._stream())
             message = self.codec.enqueue_encode(
                 segments, residual_in, residual_out, threshold, max_sent=max_sent, sequence=ticket.sequence,
                 bucket=bucket, sender=self.rank, dtype=dtype, slot=bucket,

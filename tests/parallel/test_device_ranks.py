@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 from array_kinds import kind_of
-from cuda_emulated import cuda_tests, emulated_core, emulated_module
+from cuda_emulated import FakeDeviceArray, cuda_tests, emulated_core, emulated_module
 from exchanges import THREADED, needs, opened, same_everywhere
 
 import gtcbmuf.numpy
@@ -243,18 +243,41 @@ def test_what_cannot_be_copied_to_the_host(threaded, cupy, core, comm, strategy)
     assert "rank 1" in str(caught.value)
 
 
-def test_a_gradient_on_the_host_of_one_rank(threaded, cupy, comm):
+@pytest.mark.parametrize("where, what", [
+    ("the host", "TypeError: segments[0] lies in the host's memory, expected a CUDA device; move it there"),
+    ("another device", "ValueError: segments[0] lies on device 1, this codec works on 0; move it there"),
+])  # fmt: skip
+def test_a_gradient_elsewhere_on_one_rank(threaded, cupy, comm, where, what):
     from gtcbmuf.device import DeviceExchange, DeviceVector
 
     exchange = DeviceExchange(threaded, cuda.CudaCodec(0))
     residual, rest, sums = (DeviceVector(exchange.codec, 64) for _ in range(3))
     gradient = np.ones(64, np.float32)
-    ticket = exchange.post_encode(0, [gradient if comm.rank == 0 else cupy.up(gradient)], residual, rest, 0.5)
+    elsewhere = gradient if where == "the host" else FakeDeviceArray(gradient, device=1)
+    ticket = exchange.post_encode(0, [elsewhere if comm.rank == 0 else cupy.up(gradient)], residual, rest, 0.5)
     with pytest.raises(DeviceError) as caught:
         ticket.wait()
     text = same_everywhere(comm, str(caught.value))
-    assert text.startswith("rank 0: bucket 0 was not encoded on its device: TypeError: segments[0] lies in the host's memory")
+    assert text.startswith(f"rank 0: bucket 0 was not encoded on its device: {what}")
     assert not sums.read().any() and not residual.read().any()
+
+
+def test_a_stream_of_another_device_on_one_rank(threaded, cupy, core, comm, monkeypatch):
+    """Current there when the gradients are posted; when it is one of this device's again training goes on."""
+    import fake_cupy
+
+    mine = Training(cupy, GTC(threshold=0.43, dense_below=0), comm.rank, groups=groups_over(threaded))
+    mine.step(0)
+    before, faulty = mine.bits(), comm.size - 1
+    if comm.rank == faulty:
+        monkeypatch.setattr(fake_cupy.STREAM, "ptr", 0x105)  # of device 1 (tests/cuda/runtime.h)
+    with pytest.raises(DeviceError) as caught:
+        mine.step(1)
+    monkeypatch.setattr(fake_cupy.STREAM, "ptr", 0)
+    text = same_everywhere(comm, str(caught.value))
+    assert text.startswith(f"rank {faulty}: bucket 0 was not encoded on its device: ValueError: stream 0x105 is none of device 0")
+    assert mine.bits() == before
+    mine.step(1)
 
 
 def test_not_finite_on_one_rank(threaded, cupy, comm):

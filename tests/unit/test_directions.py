@@ -40,7 +40,7 @@ ALLOWED = {
     "cupy": {"bound", "device", "observe", "policy"},
     "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "recovery"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
-    "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
+    "cli": {"", "checkpoint", "device", "observe", "policy", "plan"} | CORE,
 }
 
 # C: each room may include its own headers and those named.
