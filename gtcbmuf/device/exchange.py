@@ -74,9 +74,9 @@ class DeviceExchange:
 
     def flush(self) -> None:
         """The message that was posted last sets out: waits until it is encoded."""
-        ticket, self._waiting = self._waiting, None
-        if ticket is not None:
-            ticket.send()
+        if self._waiting is not None:
+            self._waiting.send()
+            self._waiting = None  # not where it could not set out: who waits for it hears the same again
 
 
 class DeviceTicket:
