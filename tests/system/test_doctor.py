@@ -53,6 +53,15 @@ def test_how_messages_leave_a_gpu_where_it_is_asked_for(asked, how):
     assert status == 0 and f"{how} (GTCBMUF_CUDA_MPI={asked})" in output
 
 
+def test_ranks_that_would_send_in_different_ways():
+    code = ("import os, sys\nfrom mpi4py import MPI\n"
+            "os.environ['GTCBMUF_CUDA_MPI'] = str(MPI.COMM_WORLD.rank)\n"
+            "from gtcbmuf.cli import main\nsys.exit(main(['doctor']))")  # fmt: skip
+    status, output, _ = job(2, "-c", code, **SOUND)
+    assert status != 0
+    assert "GTCBMUF_CUDA_MPI differs from rank to rank: give all the same (rank 0: 0; rank 1: 1)" in output
+
+
 def test_groups_that_do_not_fit():
     status, output, _ = job(2, *DOCTOR, "--groups", "5", **SOUND)
     assert status != 0

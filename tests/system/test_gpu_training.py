@@ -26,8 +26,12 @@ def run(ranks, program, job):
     return json.loads(output.splitlines()[-1])
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_what_is_measured(monkeypatch, ranks):
+@pytest.mark.parametrize("ranks, direct", [
+    (2, "1"), pytest.param(4, "0", marks=pytest.mark.slow), pytest.param(4, "1", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_what_is_measured(monkeypatch, ranks, direct):
+    """direct: by an MPI that takes the device's memory, as here any does."""
+    monkeypatch.setenv("GTCBMUF_CUDA_MPI", direct)
     monkeypatch.setattr(training.launch, "run", run)
     monkeypatch.setattr(training, "RANKS", (ranks,))
     content = training.measure(job=JOB, program=ROOT / "tests" / "gpu_rank_emulated.py")
