@@ -48,14 +48,14 @@ void direct(rank *me)
             size_t length = message_of(r, turn, other) - GTCB_HEADER_BYTES;
             need += r == me->rank || (r + turn) % 3 == 2 ? 0 : (length + 63) / 64 * 64;
         }
-        const gtcb_direct direct = {.message = message, .room = room, .room_bytes = room_bytes};
+        const gtcb_direct memory = {.message = message, .room = room, .room_bytes = room_bytes};
         const size_t here = (me->rank + turn) % 3 == 2 ? bytes : GTCB_HEADER_BYTES;       /* a short one goes as a whole */
         gtcb_op *op;
         dawdle(me);
         if (gtcb_exchange_short_bytes(me->exchange) < bytes && here == bytes) {
-            CHECK(gtcb_post_direct(me->exchange, message, bytes, &direct, 5, &op) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_post_direct(me->exchange, message, bytes, &memory, 5, &op) == GTCB_BAD_ARGUMENT);
         } else if (gtcb_exchange_short_bytes(me->exchange) >= CAPACITY) {
-            CHECK(gtcb_post_direct(me->exchange, message, here, &direct, 5, &op) == GTCB_OK);
+            CHECK(gtcb_post_direct(me->exchange, message, here, &memory, 5, &op) == GTCB_OK);
             CHECK(finish(op)->status == GTCB_OK);
             for (int r = 0; r < me->size; r++)
                 check_rank(me, op, r, turn, need <= room_bytes);

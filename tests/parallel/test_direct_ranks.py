@@ -74,7 +74,7 @@ def expected(size, step, rank):
     rests, dense = np.zeros((size, ELEMENTS), np.float32), np.zeros(ELEMENTS, np.float32)
     tickets = [x.post_encode(0, [gradient(x.rank, step)], zeros, rests[x.rank], TAU) for x in worlds]
     tickets[rank].wait()
-    tickets[rank].decode_add(dense)
+    tickets[rank].decode_mean([dense], 1)
     return dense, rests[rank]
 
 
@@ -83,7 +83,7 @@ def test_the_sums_of_the_host(direct, comm):
         residual, rest, sums = vectors(direct)
         ticket = post(direct, gradient(comm.rank, step), residual, rest)
         ticket.wait()
-        ticket.decode_add(sums)
+        ticket.decode_mean([sums], 1)
         dense, kept = expected(comm.size, step, comm.rank)
         assert np.array_equal(sums.read(), dense) and np.array_equal(rest.read(), kept)
         followed = [ticket._ticket.following(rank) for rank in range(comm.size)]
@@ -104,7 +104,7 @@ def test_buckets_under_way_together(threaded, comm):
         for ticket in tickets:
             ticket.wait()
         for ticket, (_, _, sums) in zip(tickets, places):
-            ticket.decode_add(sums)
+            ticket.decode_mean([sums], 1)
         for bucket, (_, _, sums) in enumerate(places):
             values = sum(np.where(abs(g) >= TAU, np.sign(g), np.float32(0))
                          for g in (gradient(rank, 0) * (1 + bucket) for rank in range(comm.size)))  # fmt: skip
@@ -175,7 +175,7 @@ def test_the_room_is_taken_where_all_hear_of_it(threaded, comm, core):
     same_everywhere(comm, str(caught.value))
     ticket = post(threaded, gradient(comm.rank, 0), residual, rest)
     ticket.wait()
-    ticket.decode_add(sums)
+    ticket.decode_mean([sums], 1)
     assert np.array_equal(sums.read(), expected(comm.size, 0, comm.rank)[0])
 
 
