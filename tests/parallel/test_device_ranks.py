@@ -119,6 +119,16 @@ def test_the_bits_of_the_host(threaded, cupy, comm, monkeypatch, strategy, first
     assert mine.bits() == comm.bcast(virtual_bits(numpy, strategy, comm.size, 3) if comm.rank == 0 else None)[comm.rank]
 
 
+def test_the_bits_of_the_host_where_bodies_follow_their_headers(cupy, comm, monkeypatch):
+    """Short messages do not: here, with MPI messages of 400 bytes, few are short."""
+    for exchange in opened(comm, **THREADED, piece_bytes=400):
+        exchange.direct = True
+        followed, following = [], type(exchange).post_direct
+        monkeypatch.setattr(exchange, "post_direct", lambda *a, **k: followed.append(len(a[0]) == 64) or following(exchange, *a, **k))
+        test_the_bits_of_the_host(exchange, cupy, comm, monkeypatch, GTC_, 64)
+        assert any(followed)
+
+
 def test_a_hybrid_of_the_job_itself(cupy, comm, monkeypatch):
     """bind() without exchanges of its own; groups, and blocks across them."""
     gtcbmuf.init()

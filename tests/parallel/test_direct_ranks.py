@@ -30,8 +30,8 @@ def core():
     comm = MPI.COMM_WORLD
     if not comm.bcast(cuda_tests.compilers_are_here()):
         pytest.skip("needs a C and a C++ compiler")
-    if comm.size > 4:
-        pytest.skip("needs at most 4 ranks, as the emulation is slow")
+    if comm.size > 3:
+        pytest.skip("needs at most 3 ranks, as the emulation is slow")
     if comm.rank == 0:
         emulated_module()
     comm.barrier()
