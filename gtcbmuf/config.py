@@ -29,6 +29,7 @@ class Config:
     shared_memory: bool = True
     require_native: bool = False
     cuda: bool | None = None
+    cuda_mpi: bool | None = None
     on_failure: str = "end"
 
 
@@ -101,6 +102,8 @@ SETTINGS = (
             "For test runs: a missing C extension is a failure where it would be a skip."),
     Setting("on_failure", _one_of("end", "shrink"), "end or shrink", "end",
             "What becomes of the job when a rank dies: it ends, or the others go on (docs/shrink.md). init(on_failure=...) counts first."),
+    Setting("cuda_mpi", _flag, "0 or 1", "1 if MPI says that it is CUDA-aware on all ranks, else 0",
+            "Whether MPI reads and writes long messages in the GPU's memory, or they go by way of the host's (docs/cuda.md)."),
     Setting("cuda", _flag, "0 or 1", "1 if nvcc is found, else 0",
             "While gtcbmuf is installed: 1 makes a missing CUDA compiler an error, 0 leaves the GPU code out."),
 )  # fmt: skip

@@ -57,7 +57,7 @@ class CupyKind:
 
     def __init__(self, device: int):
         self._device = device
-        self._home = Home(device, lambda: cupy.cuda.get_current_stream().ptr)
+        self._home = Home(device, lambda: cupy.cuda.get_current_stream(device).ptr)
 
     def check(self, what: str, array, dtypes: Sequence[str]) -> None:
         if not isinstance(array, cupy.ndarray):

@@ -116,6 +116,7 @@ class MpiExchange:
 
         comm.Set_errhandler(MPI.ERRORS_RETURN)
         self.engine, self.rank, self.size = engine, comm.rank, comm.size
+        self.direct = False  # whether MPI may be given the memory of devices (runtime.py): the same on all ranks
         self._comm = comm
         same = members is None or [*members] == [*range(comm.size)]
         self._who = "" if same else f" (ranks 0 to {comm.size - 1} here are {[*members]} of the job)"
@@ -188,6 +189,27 @@ class MpiExchange:
         """Every rank's array, of any length, to all."""
         dtype = _dtype_name(array).replace("bfloat16", "uint16")
         return self._post("post_allgather", array, _bucket(bucket), dtype=dtype)
+
+    def post_direct(self, message, whole, room, *, use_device=0, bucket=0) -> Ticket:
+        """Every rank's message to all, its body from and to the memory of a device, which MPI must be able to read and write.
+
+        message: uint8 on the host, of short_bytes at most: a whole message of the codec; or its header, and the body follows
+            from the device; or a text in place of one.
+        whole, room: DeviceMemory of gtcbmuf._core.cuda that holds the own message, header and body, and that takes the others'
+            bodies; None: nothing follows; they come to the host.
+        use_device: cuda.USE_DEVICE.
+        The ticket's arrays() are the messages, its following(rank) what came after them, which nobody has validated.
+        """
+        device = next((memory.device for memory in (whole, room) if memory), 0)
+        return self._post(
+            "post_direct", message, whole.address if whole else 0, room.address if room else 0, room.bytes if room else 0,
+            device, use_device, (whole, room), _bucket(bucket), dtype="uint8",
+        )  # fmt: skip
+
+    @property
+    def short_bytes(self) -> int:
+        """Bodies of so many bytes at most come with their headers."""
+        return self._core.short_bytes
 
     def _post(self, name, *arguments, dtype=None) -> Ticket:
         site = whereabouts.call_site()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gtcbmuf import agreement, config, launcher, neighbours, ulfm, windows
+from gtcbmuf import agreement, config, cuda_aware, launcher, neighbours, ulfm, windows
 from gtcbmuf import groups as grouping
 from gtcbmuf.ending import Ending, bounded
 from gtcbmuf.errors import GtcbmufError, LauncherError, MismatchError, SettingsError
@@ -30,6 +30,7 @@ class _Runtime:
     world: Any = None
     ending: Any = None
     shared_memory: bool = True  # as the settings have it
+    cuda_mpi: Any = None  # gtcbmuf.cuda_aware.Decision
     beside: Any = None
     exchanges: list = field(default_factory=list)  # (exchange, its communicator)
     groups: dict = field(default_factory=dict)
@@ -97,6 +98,7 @@ def _set_up(runtime: _Runtime, settings) -> None:
     runtime.shared_memory = settings.shared_memory
     local.Free()
     runtime.engine = _together(comm, lambda: _engine(runtime, settings))
+    runtime.cuda_mpi = cuda_aware.decide(MPI, comm, settings.cuda_mpi)
     runtime.world = _open(runtime, comm.Dup(), range(comm.size))
     if runtime.shrinks:
         runtime.engine.death_known = lambda: ulfm.death_known(MPI, comm)
@@ -134,6 +136,7 @@ def _open(runtime, comm, ranks):
 
     hosts = ranks and [runtime.hosts[rank][0] for rank in ranks]
     exchange = MpiExchange(runtime.engine, comm, hosts, ranks)
+    exchange.direct = runtime.cuda_mpi.direct
     runtime.exchanges.append((exchange, comm))
     if runtime.shared_memory and hosts and comm.size > 1 and len(set(hosts)) == 1:
         shared = windows.open_windows(comm)
@@ -301,6 +304,11 @@ def gather(value) -> list:
 def engine():
     """The engine of this process: threads, progress_thread."""
     return _get().engine
+
+
+def cuda_mpi():
+    """Whether MPI reads and writes messages in the memory of GPUs, and why (gtcbmuf.cuda_aware.Decision)."""
+    return _get().cuda_mpi
 
 
 def world():

@@ -96,6 +96,11 @@ class Ticket:
         result by it. targets: float32 arrays that have the bucket's elements between them; they are written once."""
         self._core.decode_mean(targets, divisor)
 
+    def following(self, rank: int) -> int | np.ndarray | None:
+        """post_direct: what followed a rank's header. Its address if it lies on the device, a view if it came to the host; None:
+        nothing."""
+        return self._core.following(rank)
+
     def arrays(self) -> list[np.ndarray]:
         """post_allgather: every rank's array, in rank order; read-only views of what was received."""
         if self._dtype is None:

@@ -8,7 +8,7 @@ import numpy as np
 from cuda_emulated import FakeDeviceArray
 
 STREAM = SimpleNamespace(ptr=0)
-cuda = SimpleNamespace(get_current_stream=lambda: STREAM)
+cuda = SimpleNamespace(get_current_stream=lambda device_id=-1: STREAM)
 
 
 class ndarray(FakeDeviceArray):  # noqa: N801 (CuPy's name)

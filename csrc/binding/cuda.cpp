@@ -165,6 +165,7 @@ static nb::tuple look_into(nb::ndarray<nb::ro> array)
 
 void bind_cuda(nb::module_ &m)
 {
+    m.attr("USE_DEVICE") = (Address) gtcb_cuda_use;         // for gtcb_direct
     m.def("devices", [] { return gtcb_cuda_devices(); });
     m.def("error_text", [] { return gtcb_cuda_error_text(); });
     m.def("facts", facts);
@@ -197,6 +198,7 @@ void bind_cuda(nb::module_ &m)
     });
     nb::class_<DeviceMemory>(m, "DeviceMemory")
         .def(nb::init<int, size_t>())
+        .def_ro("device", &DeviceMemory::device)
         .def_ro("bytes", &DeviceMemory::bytes)
         .def_prop_ro("address", [](DeviceMemory &memory) { return (Address) memory.memory; });
     nb::class_<PinnedMemory>(m, "PinnedMemory")

@@ -54,6 +54,7 @@ struct Flight {
     gtcb_op *op = nullptr;
     std::vector<ReadArray> read;
     std::vector<WriteArray> write;
+    nb::object direct;                         // what owns the memory of a device that MPI uses
 };
 
 struct Exchange {
@@ -257,6 +258,22 @@ static Ticket post_allgather(nb::handle_t<Exchange> self, ReadArray array, uint3
     return ticket(self, status, std::move(flight));
 }
 
+using Address = uintptr_t;
+
+// `message` on the host, `whole` (the same) and `room` on a device, whose memory belongs to `owners`. use_device: of gtcb_direct.
+static Ticket post_direct(nb::handle_t<Exchange> self, ReadArray message, Address whole, Address room, size_t room_bytes, int device,
+                          Address use_device, nb::object owners, uint32_t bucket)
+{
+    Exchange &exchange = nb::cast<Exchange &>(self);
+    exchange.sweep();
+    Flight flight;
+    const gtcb_direct direct = {(const uint8_t *) whole, (uint8_t *) room, room_bytes, (void (*)(int)) use_device, device};
+    gtcb_status status = gtcb_post_direct(exchange.exchange, message.data(), message.size(), &direct, bucket, &flight.op);
+    flight.read.push_back(message);
+    flight.direct = owners;
+    return ticket(self, status, std::move(flight));
+}
+
 // A view of what a rank sent; it keeps the ticket, and with it the buffers, alive.
 static ByteArray body(nb::handle_t<Ticket> self, uint32_t rank)
 {
@@ -268,6 +285,21 @@ static ByteArray body(nb::handle_t<Ticket> self, uint32_t rank)
     const void *data = gtcb_op_body(t.flight.op, rank, &bytes);
     static uint8_t nothing;
     return ByteArray(bytes ? (void *) data : &nothing, {bytes}, self);
+}
+
+// What followed a rank's header: a view if it lies on the host, its address if on the device; None: nothing.
+static nb::object following(nb::handle_t<Ticket> self, uint32_t rank)
+{
+    Ticket &t = nb::cast<Ticket &>(self);
+    t.done();
+    if (rank >= t.size())
+        throw nb::index_error("no such rank");
+    size_t bytes = 0;
+    bool on_host = false;
+    const void *data = gtcb_op_following(t.flight.op, rank, &bytes, &on_host);
+    if (!data)
+        return nb::none();
+    return on_host ? nb::cast(ByteArray((void *) data, {bytes}, self)) : nb::cast((Address) data);
 }
 
 static void decode_mean(Ticket &t, nb::handle list, float divisor)
@@ -356,6 +388,7 @@ static void bind_ticket(nb::module_ &m)
             return nb::bytes((const char *) gtcb_op_header(t.flight.op, rank), GTCB_HEADER_BYTES);
         }, "rank"_a)
         .def("body", body, "rank"_a)
+        .def("following", following, "rank"_a)
         .def("decode_mean", decode_mean, "targets"_a, "divisor"_a)
         .def_prop_ro("times", [](Ticket &t) {
             t.done();
@@ -370,6 +403,7 @@ static void bind_ticket(nb::module_ &m)
 void bind_exchange(nb::module_ &m)
 {
     using namespace nb::literals;
+    m.def("mpi_is_cuda_aware", [](const std::string &path) { return gtcb_mpi_is_cuda_aware(path.c_str()); });
     m.attr("PIECE_BYTES") = (uint64_t) GTCB_PIECE_BYTES;
     nb::class_<Engine>(m, "Engine")
         .def(nb::init<const std::string &, uint64_t, uint64_t, int, int, const std::string &, nb::object, size_t, bool, size_t, size_t, size_t>(),
@@ -393,6 +427,9 @@ void bind_exchange(nb::module_ &m)
         .def("post_allreduce", post_allreduce, "array"_a.noconvert(), "weight"_a, "mean"_a, "bucket"_a)
         .def("post_broadcast", post_broadcast, "array"_a.noconvert(), "root"_a, "bucket"_a)
         .def("post_allgather", post_allgather, "array"_a.noconvert(), "bucket"_a)
+        .def("post_direct", post_direct, "message"_a.noconvert(), "whole"_a, "room"_a, "room_bytes"_a, "device"_a, "use_device"_a, "owners"_a,
+             "bucket"_a)
+        .def_prop_ro("short_bytes", [](Exchange &x) { return gtcb_exchange_short_bytes(x.exchange); })
         .def("failure", [](Exchange &x) { return failure_dict(gtcb_exchange_failure(x.exchange)); })
         .def("counters", counters)
         .def("corrupt_next", [](Exchange &x) { gtcb_exchange_corrupt_next(x.exchange); })

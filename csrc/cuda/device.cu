@@ -48,6 +48,12 @@ gtcb_status gtcb_cuda_enter(int device, int *previous)
 
 void gtcb_cuda_leave(int previous) { noted(cudaSetDevice(previous)); }
 
+void gtcb_cuda_use(int device)
+{
+    if (noted(cudaSetDevice(device)) == GTCB_OK)
+        noted(cudaFree(nullptr));          // makes the context
+}
+
 int gtcb_cuda_device_of(const void *pointer)
 {
     cudaPointerAttributes found;

@@ -23,6 +23,8 @@ gtcb_status gtcb_cuda_device_facts(int device, gtcb_cuda_facts *facts);
 /* The device of what this thread does next; and back. */
 gtcb_status gtcb_cuda_enter(int device, int *previous);
 void gtcb_cuda_leave(int previous);
+/* For a thread that has none: the device of all that it does, context and all. */
+void gtcb_cuda_use(int device);
 /* On which device memory lies; -1: on the host, or unknown to CUDA. */
 int gtcb_cuda_device_of(const void *pointer);
 

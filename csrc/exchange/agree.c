@@ -28,16 +28,19 @@ static post post_of(const gtcb_header *h)
     return p;
 }
 
+static bool lengths_may_differ(const post *p) { return p->operation == GTCB_ALLGATHER || p->operation == GTCB_DIRECT; }
+
 static bool same(const post *a, const post *b)
 {
     return a->operation == b->operation && a->element == b->element && a->bucket == b->bucket && a->root == b->root &&
-           a->sequence == b->sequence && (a->operation == GTCB_ALLGATHER || a->elements == b->elements);
+           a->sequence == b->sequence && (lengths_may_differ(a) || a->elements == b->elements);
 }
 
 static const char *describe(const post *p, char *text, size_t bytes)
 {
     static const char *const names[] = {"post_encode", "post_allgather", "post_allreduce(mean=False)",
-                                        "post_allreduce(mean=True)", "post_broadcast", [GTCB_OWNERS] = "post_owners"};
+                                        "post_allreduce(mean=True)", "post_broadcast", [GTCB_OWNERS] = "post_owners",
+                                        [GTCB_DIRECT] = "post_direct"};
     static const char *const types[] = {"", " uint8", " float32", " float64", " bfloat16"};
     if (p->operation >= sizeof names / sizeof *names || !names[p->operation]) {
         snprintf(text, bytes, "operation %u", p->operation);
@@ -47,7 +50,7 @@ static const char *describe(const post *p, char *text, size_t bytes)
     if (p->operation == GTCB_BROADCAST)
         snprintf(root, sizeof root, " from root %u", p->root);
     char elements[24] = "";
-    if (p->operation != GTCB_ALLGATHER)                                     /* whose lengths may differ */
+    if (!lengths_may_differ(p))
         snprintf(elements, sizeof elements, " %llu", (unsigned long long)p->elements);
     snprintf(text, bytes, "%s of%s%s%s (bucket %u)", names[p->operation], elements, p->element < sizeof types / sizeof *types ? types[p->element] : "",
              root, p->bucket);

@@ -116,6 +116,8 @@ bool gtcb_drive_all(gtcb_engine *engine)
     return moved;
 }
 
+bool gtcb_in_own_thread(const gtcb_engine *engine) { return engine->has_thread && pthread_equal(engine->thread, pthread_self()); }
+
 bool gtcb_engine_progress(gtcb_engine *engine)
 {
     if (pthread_mutex_trylock(&engine->drive) != 0)

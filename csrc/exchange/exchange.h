@@ -72,6 +72,7 @@ void gtcb_exchange_leave(gtcb_exchange *exchange, gtcb_status status);
 void gtcb_exchange_free(gtcb_exchange *exchange);      /* once closed, if that gave true, and all operations released */
 uint32_t gtcb_exchange_rank(const gtcb_exchange *exchange);
 uint32_t gtcb_exchange_size(const gtcb_exchange *exchange);
+size_t gtcb_exchange_short_bytes(const gtcb_exchange *exchange);        /* bodies up to this length come with their headers */
 uint64_t gtcb_exchange_sequence(gtcb_exchange *exchange);               /* of the next operation */
 /* Only forward, only with nothing under way (GTCB_BAD_ARGUMENT), and on all ranks alike. */
 gtcb_status gtcb_exchange_set_sequence(gtcb_exchange *exchange, uint64_t sequence);
@@ -99,6 +100,20 @@ gtcb_status gtcb_post_broadcast(gtcb_exchange *exchange, gtcb_element element, v
 gtcb_status gtcb_post_allgather(gtcb_exchange *exchange, gtcb_element element, const void *array, uint64_t elements,
                                 uint32_t bucket, gtcb_op **out);
 
+#define GTCB_DIRECT_ALIGNMENT 64
+/* Memory of a device that MPI itself reads and writes (direct.c); it must be able to. */
+typedef struct gtcb_direct {
+    const uint8_t *message;    /* the own one, header and body; may be NULL where nothing follows what is on the host */
+    uint8_t *room;             /* aligned to GTCB_DIRECT_ALIGNMENT; for the others' bodies, each padded to as much */
+    size_t room_bytes;
+    void (*use_device)(int device);    /* by the engine's thread, which has none, before MPI gets to see the memory; may be NULL */
+    int device;
+} gtcb_direct;
+/* Every rank's message to all. `message`, short, on the host: a whole message of the codec, or a text; or only the header of
+   direct->message, whose body then follows. Nobody has validated what follows. */
+gtcb_status gtcb_post_direct(gtcb_exchange *exchange, const void *message, size_t bytes, const gtcb_direct *direct, uint32_t bucket,
+                             gtcb_op **out);
+
 /* Waits so many seconds at most; true if the operation is done, well or not. */
 bool gtcb_op_wait(gtcb_op *op, double seconds);
 bool gtcb_op_done(const gtcb_op *op);
@@ -114,7 +129,9 @@ uint64_t gtcb_op_bytes_sent(const gtcb_op *op);
 typedef struct gtcb_times { double posted, begun, announced, done; } gtcb_times;
 gtcb_times gtcb_op_times(const gtcb_op *op);                    /* once done */
 const void *gtcb_op_header(gtcb_op *op, uint32_t rank);
-const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather */
+const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather; direct: what came on the host */
+/* direct: what followed, and whether that lies in the host's memory; NULL: nothing */
+const void *gtcb_op_following(gtcb_op *op, uint32_t rank, size_t *bytes, bool *on_host);
 /* After post_encode: all ranks' quanta added up in their order, by a divisor, into targets that have the bucket's elements
    between them; after post_owners: what the owners made of them. */
 gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_target *targets, size_t count, float divisor);

@@ -60,7 +60,11 @@ static size_t body_bytes(gtcb_op *op, uint32_t rank)
 static bool came_with_header(gtcb_op *op, uint32_t rank) { return gtcb_is_short(op->exchange, body_bytes(op, rank)); }
 static uint32_t place_of(gtcb_op *op, uint32_t rank) { return rank == op->exchange->rank ? op->place : op->places[rank]; }
 static bool travels(gtcb_op *op, uint32_t rank) { return !came_with_header(op, rank) && !place_of(op, rank); }
-static bool lies_in_own(gtcb_op *op, uint32_t rank) { return rank == op->exchange->rank && op->operation == GTCB_ENCODE; }
+static bool lies_in_own(gtcb_op *op, uint32_t rank)
+{
+    return rank == op->exchange->rank && (op->operation == GTCB_ENCODE || op->operation == GTCB_DIRECT);
+}
+
 
 static uint8_t *body_of(gtcb_op *op, uint32_t rank)
 {

@@ -26,6 +26,7 @@ typedef enum gtcb_operation {      /* of raw messages: bits 28 to 31 of the buck
     GTCB_RESULT = 6,               /* a reduced shard */
     GTCB_SHARD = 7,                /* of a broadcast */
     GTCB_OWNERS = 8,
+    GTCB_DIRECT = 9,
     GTCB_FAREWELL = 15             /* this rank has given up */
 } gtcb_operation;
 
@@ -57,7 +58,7 @@ typedef struct gtcb_op_class {
     gtcb_spans (*spans)(gtcb_op *op, uint32_t slot);        /* where what all must have of a slot lies, for the ring */
 } gtcb_op_class;
 
-extern const gtcb_op_class gtcb_encode_class, gtcb_owners_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
+extern const gtcb_op_class gtcb_encode_class, gtcb_owners_class, gtcb_direct_class, gtcb_allgather_class, gtcb_allreduce_class, gtcb_broadcast_class;
 
 typedef struct gtcb_letter gtcb_letter;
 
@@ -75,6 +76,8 @@ struct gtcb_op {
     gtcb_encode_job second;        /* owners: of the sum of the own shard */
     gtcb_buffer segments;
     void *array;                   /* the others */
+    gtcb_direct direct;            /* direct */
+    bool in_room;                  /* direct: the others' bodies are in direct.room; else in `bodies` */
     gtcb_element element;
     uint64_t elements, weight;
     uint32_t root;
@@ -206,6 +209,7 @@ void gtcb_exchange_stop(gtcb_exchange *exchange, const gtcb_failure *failure);
 uint64_t gtcb_first_not_begun(gtcb_exchange *exchange);
 bool gtcb_mark_late(gtcb_op *op);
 void gtcb_engine_enqueue(gtcb_op *op);      /* without `drive` */
+bool gtcb_in_own_thread(const gtcb_engine *engine);      /* not in one of the program */
 bool gtcb_drive_all(gtcb_engine *engine);   /* one round; true if anything moved */
 
 /* letters.c: what operations tell all ranks first */

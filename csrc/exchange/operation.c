@@ -37,12 +37,14 @@ gtcb_status gtcb_buffer_need(gtcb_buffer *buffer, size_t bytes)
 }
 
 bool gtcb_is_short(const gtcb_exchange *x, size_t bytes) { return bytes <= gtcb_longest_short_body(x); }
+size_t gtcb_exchange_short_bytes(const gtcb_exchange *x) { return gtcb_longest_short_body(x); }
 
 static const gtcb_op_class *class_of(gtcb_operation operation)
 {
     switch (operation) {
     case GTCB_ENCODE: return &gtcb_encode_class;
     case GTCB_OWNERS: return &gtcb_owners_class;
+    case GTCB_DIRECT: return &gtcb_direct_class;
     case GTCB_ALLGATHER: return &gtcb_allgather_class;
     case GTCB_BROADCAST: return &gtcb_broadcast_class;
     default: return &gtcb_allreduce_class;

@@ -70,6 +70,22 @@ gtcb_status gtcb_post_owners(gtcb_exchange *x, const gtcb_encode_job *job, const
     return GTCB_OK;
 }
 
+gtcb_status gtcb_post_direct(gtcb_exchange *x, const void *message, size_t bytes, const gtcb_direct *direct, uint32_t bucket,
+                             gtcb_op **out)
+{
+    if (!gtcb_is_short(x, bytes) || (uintptr_t)direct->room % GTCB_DIRECT_ALIGNMENT)
+        return GTCB_BAD_ARGUMENT;
+    gtcb_status status = take(x, GTCB_DIRECT, bucket, out);
+    if (status)
+        return status;
+    (*out)->element = GTCB_BYTES;
+    (*out)->array = (void *)message;
+    (*out)->elements = bytes;
+    (*out)->direct = *direct;
+    gtcb_engine_enqueue(*out);
+    return GTCB_OK;
+}
+
 static gtcb_status post_array(gtcb_exchange *x, gtcb_operation operation, gtcb_element element, void *array,
                               uint64_t elements, uint64_t weight, uint32_t root, uint32_t bucket, gtcb_op **out)
 {

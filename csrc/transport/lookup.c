@@ -39,6 +39,26 @@ gtcb_status gtcb_mpi_lookup(const char *path, gtcb_handle byte, gtcb_mpi *out, c
     return GTCB_OK;
 }
 
+/* MPICH has both questions. Its second one asks for one kind of GPU, of which CUDA is number 0, and looks at what runs, where
+   the first looks at what was built. */
+int gtcb_mpi_is_cuda_aware(const char *path)
+{
+    void *object = dlopen(path, RTLD_NOLOAD | RTLD_LAZY);
+    if (!object)
+        return -1;
+    int (*for_gpu)(int, int *) = NULL, (*for_cuda)(void) = NULL, aware = 0, answer = -1;
+    void *found = dlsym(object, "MPIX_GPU_query_support");
+    memcpy(&for_gpu, &found, sizeof found);
+    found = dlsym(object, "MPIX_Query_cuda_support");
+    memcpy(&for_cuda, &found, sizeof found);
+    if (for_gpu)
+        answer = for_gpu(0, &aware) == 0 && aware;
+    else if (for_cuda)
+        answer = for_cuda() == 1;
+    dlclose(object);
+    return answer;
+}
+
 static size_t trimmed(const char *text, size_t length)
 {
     while (length && (text[length - 1] == '\0' || text[length - 1] == ' ' || text[length - 1] == '\n'))

@@ -40,6 +40,10 @@ gtcb_status gtcb_mpi_lookup(const char *path, gtcb_handle byte, gtcb_mpi *out, c
 gtcb_status gtcb_mpi_self_test(const gtcb_mpi *mpi, gtcb_handle comm, int size, int rank, const char *version,
                                char *text, size_t text_bytes);
 
+/* Whether the MPI that the shared object at `path` uses says that it reads and writes the memory of CUDA devices: 1, 0;
+   -1: it has no such question. MPI must have been started. */
+int gtcb_mpi_is_cuda_aware(const char *path);
+
 /* What MPI says about an error code. */
 void gtcb_mpi_error_text(const gtcb_mpi *mpi, int code, char *text, size_t text_bytes);
 

@@ -14,8 +14,9 @@ import numpy as np
 from gtcbmuf.backends import arguments, device_arrays, native_is_built
 from gtcbmuf.backends.device_arrays import DeviceArray, overlap, same_device
 from gtcbmuf.backends.device_buffers import Buffers
-from gtcbmuf.backends.layout import HEADER_BYTES, RAW, Header
-from gtcbmuf.errors import MessageError, SettingsError
+from gtcbmuf.backends.device_messages import DeviceMessages
+from gtcbmuf.backends.layout import HEADER_BYTES
+from gtcbmuf.errors import SettingsError
 
 if native_is_built():
     from gtcbmuf import _core
@@ -69,12 +70,13 @@ class CudaCodec:
     device: its number. stream: a cudaStream_t as an integer (CuPy: stream.ptr, PyTorch:
         stream.cuda_stream), on which everything runs; 0: the legacy default stream. Buffers grow to
         the largest bucket and are kept.
-    Raises SettingsError if there is no such device.
+    Raises SettingsError if there is no such device, ValueError for a stream of another one.
     """
 
     def __init__(self, device: int = 0, stream: int = 0):
         self.device, self.stream = device, stream
         self.blocks = BLOCKS_PER_MULTIPROCESSOR * need_device(device)["multiprocessors"]
+        self._check_stream(stream)
         self.buffers = Buffers(core, device)
         # What is about messages and arrays on the host is the native codec's.
         self.raw, self.read_header, self.validate = native.raw, native.read_header, native.validate
@@ -86,8 +88,8 @@ class CudaCodec:
     def enqueue_encode(
         self, segments, residual_in, residual_out, threshold, *, max_sent=None, sequence=0,
         bucket=0, sender=0, dtype=None, slot=0,
-    ) -> tuple[int, int]:  # fmt: skip
-        """encode without waiting for it: the message's device address, and most bytes that it can have.
+    ):  # fmt: skip
+        """encode without waiting for it: device memory, as long as the longest message at least, where it will be.
 
         The message is there when the stream has come so far, until the next encode with the same
         `slot`; its first 64 bytes say how long it is. No allocation once the buffers are large enough.
@@ -100,18 +102,17 @@ class CudaCodec:
             arguments.integer("sender", sender, 32),
         )  # fmt: skip
         scratch = self._room("scratch", core.scratch_bytes(job.elements, len(job.segments)))
-        capacity = core.message_bytes(job.elements)
-        message = self._room(f"message {slot}", capacity)
+        message = self.buffers.room(f"message {slot}", core.message_bytes(job.elements), self.stream)
         core.encode(
             self.device, [(s.address, s.elements) for s in job.segments], job.dtype, job.elements,
             job.residual_in.address, job.residual_out.address, float(tau), max_sent, sequence, bucket,
-            sender, scratch, message, self.stream, self.blocks,
+            sender, scratch, message.address, self.stream, self.blocks,
         )  # fmt: skip
-        return message, capacity
+        return message
 
     def encode(self, segments, residual_in, residual_out, threshold, **options) -> np.ndarray:
         """See gtcbmuf.backends.Codec.encode; arrays on the device, the message on the host."""
-        message, _ = self.enqueue_encode(segments, residual_in, residual_out, threshold, **options)
+        message = self.enqueue_encode(segments, residual_in, residual_out, threshold, **options).address
         header = self.read_header(self._to_host(message, HEADER_BYTES))
         return self._to_host(message, HEADER_BYTES + header.body_bytes).copy()
 
@@ -152,72 +153,48 @@ class CudaCodec:
     # -- decode ---------------------------------------------------------------------------------
 
     def decode_add(self, messages, dense) -> None:
-        """See gtcbmuf.backends.Codec.decode_add; messages on the host, dense on the device.
+        """See gtcbmuf.backends.Codec.decode_add; messages on the host, or `OnDevice`; dense on the device.
 
         The bodies are checked on the device. Returns when the verdicts are known; the sums follow on
         the stream.
         """
-        if not messages:
-            return
-        self.adding(messages, dense)()
-        found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32)
-        if found.any():
-            arrays = [arguments.message_bytes(message) for message in messages]
-            self._refuse(arrays, self.describe("dense", dense).elements, f"verdicts {found.tolist()}")
+        if messages:
+            found, enqueue = self._adding(messages, dense)
+            enqueue()
+            self._heed_verdicts(found)
+
+    def check(self, messages, elements: int) -> None:
+        """The checks of decode_add, and nothing else, of messages of so many elements. Waits."""
+        if messages:
+            found = DeviceMessages(messages, elements, self.buffers, self.stream)
+            core.validate(self.device, found.on_device(), elements, *self._workplace(len(found), elements))
+            self._heed_verdicts(found)
 
     def adding(self, messages, dense) -> Callable[[], None]:
         """decode_add in two: the messages are on the device when this returns; calling what it gives
         enqueues check and sum, and waits for nothing. Good until the codec's next call."""
+        return self._adding(messages, dense)[1]
+
+    def _adding(self, messages, dense) -> tuple[DeviceMessages, Callable[[], None]]:
         target = self._float32("dense", dense, None, write=True)
-        arrays = [arguments.message_bytes(message) for message in messages]
-        placed = self._to_device(arrays, self._addable(arrays, target.elements))
-        scratch = self._room("decode scratch", core.decode_scratch_bytes(target.elements))
-        verdicts = self._room("verdicts", 4 * len(placed))
-        place = (scratch, self.stream, self.blocks)
+        found = DeviceMessages(messages, target.elements, self.buffers, self.stream)
+        placed, workplace = found.on_device(), self._workplace(len(found), target.elements)
 
         def enqueue():
-            core.validate(self.device, placed, target.elements, verdicts, *place)
-            core.decode_add(self.device, placed, target.address, target.elements, verdicts, *place)
+            core.validate(self.device, placed, target.elements, *workplace)
+            core.decode_add(self.device, placed, target.address, target.elements, *workplace)
 
-        return enqueue
+        return found, enqueue
 
-    def _addable(self, arrays, elements: int) -> list[Header]:
-        """The headers; raises where a message is unsound, or of another kind or length."""
-        try:
-            headers = [self.read_header(array) for array in arrays]
-        except MessageError:
-            headers = []
-        for array, header in zip(arrays, headers):
-            whole = len(array) == HEADER_BYTES + header.body_bytes
-            if not whole or header.kind == RAW or header.flags or header.elements != elements:
-                headers = []
-        if len(headers) < len(arrays):
-            self._refuse(arrays, elements, "headers")
-        return headers
+    def _workplace(self, messages: int, elements: int) -> tuple[int, int, int, int]:
+        """Of a decoder: its verdicts, its scratch memory, its stream and its grid."""
+        verdicts, scratch = self._room("verdicts", 4 * messages), self._room("decode scratch", core.decode_scratch_bytes(elements))
+        return verdicts, scratch, self.stream, self.blocks
 
-    @staticmethod
-    def _refuse(arrays, elements, found) -> None:
-        """Raises what is wrong with the messages, in the same words as every back end."""
-        from gtcbmuf.backends import portable
-
-        portable.parse_addable(arrays, elements)
-        raise RuntimeError(
-            f"CUDA refuses messages ({found}) that the portable back end accepts: this is a bug of gtcbmuf, "
-            "or of the copy to the device; please report it"
-        )
-
-    def _to_device(self, arrays, headers) -> list[tuple[bytes, int]]:
-        """(header, device address of the body) of each message, in one copy."""
-        places, at = [], 0
-        for header in headers:
-            places.append(at)
-            at += (header.body_bytes + 15) // 16 * 16
-        memory = self._room("bodies", max(at, 16))
-        staging = self.buffers.pinned(max(at, 16))
-        for place, array, header in zip(places, arrays, headers):
-            staging[place : place + header.body_bytes] = array[HEADER_BYTES:]
-        self.buffers.from_pinned(memory, at, self.stream)
-        return [(array[:HEADER_BYTES].tobytes(), memory + place) for place, array in zip(places, arrays)]
+    def _heed_verdicts(self, messages: DeviceMessages) -> None:
+        found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32).tolist()
+        if any(found):
+            messages.refuse(f"verdicts {found}")
 
     # -- block update ---------------------------------------------------------------------------
 
@@ -266,10 +243,24 @@ class CudaCodec:
     # -- stream and buffers ---------------------------------------------------------------------
 
     def follow(self, stream: int) -> None:
-        """From now on everything runs on this stream. If it is another one, waits for what was enqueued before."""
+        """From now on everything runs on this stream. If it is another one, waits for what was enqueued before.
+        ValueError, and nothing changes, for a stream of another device."""
         if stream != self.stream:
+            self._check_stream(stream)
             core.synchronize(self.device, self.stream)
             self.stream = stream
+
+    def _check_stream(self, stream: int) -> None:
+        """CUDA itself knows: it records events of a device on that device's streams only."""
+        try:
+            core.Event(self.device).record(stream)
+        except Exception as error:
+            if "cudaErrorInvalidResourceHandle" not in str(error):
+                raise
+            raise ValueError(
+                f"stream {stream:#x} is none of device {self.device}, on which the arrays are; pass the one that is current there: "
+                f"torch.cuda.current_stream({self.device}).cuda_stream, or cupy.cuda.get_current_stream({self.device}).ptr"
+            ) from error
 
     def read(self, name: str, array) -> np.ndarray:
         """A copy on the host: 1-D, bfloat16 as its bits in uint16. Waits. Errors as of `describe`."""
@@ -286,7 +277,7 @@ class CudaCodec:
         self.buffers.from_pinned(found.address, found.bytes, self.stream)
 
     def _room(self, name: str, size: int) -> int:
-        return self.buffers.room(name, size, self.stream)
+        return self.buffers.room(name, size, self.stream).address
 
     def _to_host(self, address: int, size: int) -> np.ndarray:
         return self.buffers.to_host(address, size, self.stream)

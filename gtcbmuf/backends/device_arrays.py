@@ -46,7 +46,7 @@ def describe(core, name: str, array, stream: int = 0, *, write: bool = False) ->
     ValueError for one that is not contiguous or read-only; both say the cure.
     """
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
-        return _from_dlpack(core, name, array, stream)
+        return _from_dlpack(core, name, array, stream, write)
     if hasattr(array, "__cuda_array_interface__"):
         return _from_interface(core, name, array, stream, write)
     raise TypeError(
@@ -55,7 +55,9 @@ def describe(core, name: str, array, stream: int = 0, *, write: bool = False) ->
     )
 
 
-def _from_dlpack(core, name, array, stream) -> DeviceArray:
+def _from_dlpack(core, name, array, stream, write) -> DeviceArray:
+    if write and type(array).__module__.startswith("jax"):  # its capsules do not say so
+        raise ValueError(f"{name} is a JAX array, which nobody may write to; pass one of CuPy or PyTorch")
     kind, _ = array.__dlpack_device__()
     if int(kind) not in (DLPACK_CUDA, DLPACK_MANAGED):
         on_host = int(kind) in (DLPACK_CPU, DLPACK_PINNED)

@@ -16,13 +16,13 @@ class Buffers:
         self._memory, self._pinned = {}, None
         self._event = core.Event(device)
 
-    def room(self, name: str, size: int, stream: int) -> int:
-        """Address of so much device memory, kept for the next call. stream: on which it is used."""
+    def room(self, name: str, size: int, stream: int):
+        """So much device memory (with its `address`), kept for the next call. stream: on which it is used."""
         held = self._memory.get(name)
         if held is None or held.bytes < size:
             self._core.synchronize(self._device, stream)  # the old one may be in use
             self._memory[name] = held = self._core.DeviceMemory(self._device, size)
-        return held.address
+        return held
 
     def pinned(self, size: int) -> np.ndarray:
         """uint8, at least so many: the one staging place, good until it is asked for again."""

@@ -19,6 +19,7 @@ import numpy as np
 from gtcbmuf import agreement, config, launcher, runtime
 from gtcbmuf import groups as grouping
 from gtcbmuf.cli import facts
+from gtcbmuf.device import why_on_the_host
 from gtcbmuf.errors import GtcbmufError
 
 ELEMENTS = 1_000_000  # of the gradient that the exchange is tried with
@@ -96,9 +97,17 @@ def _start(report) -> bool:
         if str(error) not in report.problems:
             report.problems.append(f"init() failed: {error}")
         return False
+    report.add("gradients on a GPU", _on_gpus())
     lines.append(("progress", "in the background" if runtime.engine().progress_thread
                   else "only while the program waits for it"))  # fmt: skip
     return True
+
+
+def _on_gpus() -> facts.Lines:
+    reason, mpi = why_on_the_host(), runtime.cuda_mpi()
+    where = f"copied to the host whole: {reason}" if reason else "thresholded there, where all parameters are on one GPU"
+    how = "MPI reads and writes them in the GPU's memory" if mpi.direct else "by way of pinned memory of the host"
+    return [("gradients", where), ("messages", f"{how} ({mpi.why})")]
 
 
 def _rank_by_environment() -> int:

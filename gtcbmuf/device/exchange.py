@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from gtcbmuf.backends import cuda
+from gtcbmuf.backends.device_messages import OnDevice
 from gtcbmuf.backends.layout import HEADER_BYTES, Header, parse_header
-from gtcbmuf.errors import DeviceError, MismatchError, NonFiniteError
+from gtcbmuf.device.places import Place
+from gtcbmuf.errors import DeviceError, GtcbmufError, MismatchError, NonFiniteError
 
-FIRST_BYTES = 1 << 16  # of a message that are copied before its length is known
 FAULT = b"gtcbmuf: no message, but a fault of the device: "  # no message begins like this (docs/message-format.md)
 
 
 class DeviceExchange:
     """post_encode of docs/layers.md for arrays on one device. Gradients, residuals and sums never leave it.
 
-    exchange: of the same ranks, by whose post_allgather the messages travel; nothing else may be
-        posted there between a post_encode and its ticket's `wait`, unless `flush` was called.
-    codec: of the device and the stream on which all this runs.
+    exchange: of the same ranks, by which the messages travel; nothing else may be posted there between a
+        post_encode and its ticket's `wait`, unless `flush` was called. Where it is `direct`, MPI reads and writes bodies in the
+        device's memory (post_direct); else they go by way of pinned memory of the host (post_allgather).
+    codec: of the device and the stream on which all this runs. stream: gives the stream for what is posted; None: the codec's.
+    guard: a context in which a fault ends the exchange for all ranks.
 
-    A bucket's message is encoded on the stream and copied to pinned memory while the caller goes on; it
-    sets out when the next bucket is posted, at `flush`, or when its ticket is waited for. So it travels
+    A bucket's message is encoded on the stream, and as much of it as travels from there copied to pinned memory, while the
+    caller goes on; it sets out when the next bucket is posted, at `flush`, or when its ticket is waited for. So it travels
     while the kernels of the next one run. All ranks must post, flush and wait in the same order.
 
     A rank on which encode fails (no memory, a lost device, arrays that cannot be used) sends what has failed in place
     of the message: all ranks then raise the same DeviceError from that ticket's `wait`, and the exchange stays usable.
     """
 
-    def __init__(self, exchange, codec: cuda.CudaCodec):
+    def __init__(
+        self, exchange, codec: cuda.CudaCodec, stream: Callable[[], int] | None = None,
+        guard: Callable[[], Any] = contextlib.nullcontext,
+    ):  # fmt: skip
         self.exchange, self.rank, self.size, self.codec = exchange, exchange.rank, exchange.size, codec
-        self._places: dict[int, _Place] = {}
+        self._stream, self.guard = stream, guard
+        self.direct = getattr(exchange, "direct", False)
+        self._places: dict[int, Place] = {}
         self._waiting: DeviceTicket | None = None
 
     def post_encode(
@@ -45,14 +54,16 @@ class DeviceExchange:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
         ticket = DeviceTicket(self, bucket, self.exchange.sequence)
         with ticket.noting_faults():
-            address, capacity = self.codec.enqueue_encode(
+            if self._stream is not None:
+                self.codec.follow(self._stream())
+            message = self.codec.enqueue_encode(
                 segments, residual_in, residual_out, threshold, max_sent=max_sent, sequence=ticket.sequence,
                 bucket=bucket, sender=self.rank, dtype=dtype, slot=bucket,
             )  # fmt: skip
-            if place is None or place.capacity < capacity:
-                place = self._places[bucket] = _Place(self.codec, capacity)
+            if place is None:
+                place = self._places[bucket] = Place(self.codec, bucket, self.exchange.short_bytes if self.direct else None)
             ticket.place = place
-            place.begin(address)
+            place.begin(message)
         self._waiting = ticket
         return ticket
 
@@ -63,36 +74,9 @@ class DeviceExchange:
 
     def flush(self) -> None:
         """The message that was posted last sets out: waits until it is encoded."""
-        ticket, self._waiting = self._waiting, None
-        if ticket is not None:
-            ticket.send()
-
-
-class _Place:
-    """Pinned memory for a bucket's message, and how far the copy to it is."""
-
-    def __init__(self, codec, capacity: int):
-        self.codec, self.capacity, self.busy = codec, capacity, False
-        self.pinned = cuda.core.PinnedMemory(capacity)
-        self.event = cuda.core.Event(codec.device)
-
-    def begin(self, address: int) -> None:
-        self.address, self.busy = address, True
-        self._copy(0, min(self.capacity, FIRST_BYTES))
-
-    def message(self) -> np.ndarray:
-        """Waits for it, and for the part beyond what was copied at once."""
-        self.event.wait()
-        length = HEADER_BYTES + parse_header(bytes(self.pinned.array[:HEADER_BYTES])).body_bytes
-        if length > FIRST_BYTES:
-            self._copy(FIRST_BYTES, length)
-            self.event.wait()
-        return self.pinned.array[:length]
-
-    def _copy(self, begin: int, end: int) -> None:
-        device, stream = self.codec.device, self.codec.stream
-        cuda.core.copy(device, self.pinned.address + begin, self.address + begin, end - begin, stream)
-        self.event.record(stream)
+        if self._waiting is not None:
+            self._waiting.send()
+            self._waiting = None  # not where it could not set out: who waits for it hears the same again
 
 
 class DeviceTicket:
@@ -100,7 +84,7 @@ class DeviceTicket:
 
     def __init__(self, owner: DeviceExchange, bucket: int, sequence: int):
         self._owner, self._bucket, self.sequence = owner, bucket, sequence
-        self.place: _Place | None = None  # None: there is no message
+        self.place: Place | None = None  # None: there is no message
         self._ticket, self._fault = None, b""
         self.headers: list[Header] = []  # of all ranks, in rank order, after wait
 
@@ -113,11 +97,17 @@ class DeviceTicket:
             self._fault = FAULT + f"{type(error).__name__}: {error}".encode()[:1000]
 
     def send(self) -> None:
+        owner, message = self._owner, None
         with self.noting_faults():
             message = self.place.message() if not self._fault else None
         if self._fault:
             message = np.frombuffer(self._fault, np.uint8)
-        self._ticket = self._owner.exchange.post_allgather(message, bucket=self._bucket)
+        if not owner.direct:
+            self._ticket = owner.exchange.post_allgather(message, bucket=self._bucket)
+            return
+        message = message[: owner.exchange.short_bytes]  # all but a long text is
+        whole, room = (None, None) if self._fault else (self.place.device_message, self.place.room)
+        self._ticket = owner.exchange.post_direct(message, whole, room, use_device=cuda.core.USE_DEVICE, bucket=self._bucket)
 
     def wait(self, timeout: float | None = None) -> None:
         """Until every rank's message is here, or raises, the same on every rank."""
@@ -125,15 +115,30 @@ class DeviceTicket:
             self._owner.flush()
         try:
             self._ticket.wait(timeout)
-        finally:
-            if self.place is not None:
-                self.place.busy = False
+        except GtcbmufError:  # not where Ctrl-C interrupts: MPI may still read and write there
+            self._set_free()
+            raise
+        self._set_free()
         self._messages = self._ticket.arrays()
         for rank, message in enumerate(self._messages):
             self._check_fault(rank, message.tobytes() if len(message) < HEADER_BYTES + 1000 else b"")
         self.headers = [parse_header(bytes(message[:HEADER_BYTES])) for message in self._messages]
         for rank, header in enumerate(self.headers):
             self._check(rank, header)
+        if self._owner.direct:
+            self._take_bodies()
+
+    def _set_free(self) -> None:
+        if self.place is not None:
+            self.place.busy = False
+
+    def _take_bodies(self) -> None:
+        """What followed the headers, whole: the exchange has not looked at it."""
+        with self._owner.guard():
+            bodies = [self._ticket.following(rank) for rank in range(self._owner.size)]
+            self._messages = [_joined(message, body) for message, body in zip(self._messages, bodies)]
+            self._owner.codec.check(self._messages, self.headers[0].elements)
+            self.place.want_room(len(body) for body in bodies if isinstance(body, np.ndarray))
 
     def _check_fault(self, rank: int, message: bytes) -> None:
         if message.startswith(FAULT):
@@ -167,3 +172,10 @@ class DeviceTicket:
         self._owner.codec.decode_add(self._messages, mean)
         if divisor != 1:
             mean.divide(np.float32(divisor))
+
+
+def _joined(message: np.ndarray, body: int | np.ndarray | None):
+    """For a decoder: a message, and the body that came after it: its address on the device, or itself on the host."""
+    if body is None:
+        return message
+    return OnDevice(message.tobytes(), body) if isinstance(body, int) else np.concatenate([message, body])

@@ -40,12 +40,13 @@ class Home:
         if not isinstance(lane, GTCLane) or lane.second is not None:
             return HostedLane(lane, self)
         if self._exchange is None:
-            self._exchange = DeviceExchange(lane.exchange, self.codec)
+            self._exchange = DeviceExchange(lane.exchange, self.codec, self._stream, self.ending_all)
         return DeviceLane(lane, self._exchange, self, lane.bucket.index == self._last)
 
     def follow(self) -> None:
         """What comes next runs on the framework's stream of now."""
-        self.codec.follow(self._stream())
+        with self.ending_all():
+            self.codec.follow(self._stream())
 
     def flush(self) -> None:
         """Before something else is posted: the last message sets out."""
@@ -58,14 +59,14 @@ class Home:
 
     def read(self, array) -> np.ndarray:
         """A copy of the caller's array on the host, 1-D. Waits."""
+        self.follow()
         with self.ending_all():
-            self.follow()
             return self.codec.read("array", array)
 
     def write(self, array, values: np.ndarray) -> None:
         """values, of the array's dtype, into the caller's array. Waits."""
+        self.follow()
         with self.ending_all():
-            self.follow()
             self.codec.write("array", array, values)
 
     @contextlib.contextmanager

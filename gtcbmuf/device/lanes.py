@@ -38,10 +38,10 @@ class DeviceLane(GTCLane):
     def post(self, segments: Sequence, whole: bool = False):
         """See GTCLane.post; whole: by way of the host."""
         self._begin(whole)
-        self._home.follow()
         if not whole:
             dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
             return self._encode(segments, self.threshold, max_sent=self.cap, dtype=dtype)
+        self._home.follow()
         with self._home.ending_all():
             self._total = np.empty(self.bucket.elements, np.float32)
             gather_add(self._home.to_host(segments), self.bucket.dtype, self.residual.read(), self._total)
@@ -50,7 +50,6 @@ class DeviceLane(GTCLane):
     def post_nothing(self, whole: bool = False):
         """See GTCLane.post_nothing. r + 0 is r, whatever dtype the 0 has."""
         self._begin(whole)
-        self._home.follow()
         if not whole:
             return self._encode([self._zeros], NEVER)
         self._total = np.zeros(self.bucket.elements, np.float32)

@@ -9,6 +9,16 @@ from gtcbmuf.backends import cuda
 from gtcbmuf.errors import SettingsError
 
 
+def why_on_the_host() -> str:
+    """Why gradients on a GPU are copied to the host whole before they are thresholded; "": they are not, if all parameters are
+    on one GPU."""
+    if not cuda.is_built():
+        return "gtcbmuf was built without CUDA; install it again with nvcc at hand and GTCBMUF_CUDA=1"
+    if runtime.shrinks():
+        return 'on_failure="shrink" works with residuals on the host only'
+    return ""
+
+
 def local_device(*, share: bool = False) -> int:
     """The number of this rank's CUDA device: local ranks are dealt out over the devices that it sees.
 

@@ -46,6 +46,9 @@ class WatchedExchange:
     def post_allgather(self, array, *, bucket=0):
         return self._watch("post_allgather", bucket, self.exchange.post_allgather(array, bucket=bucket))
 
+    def post_direct(self, *args, bucket=0, **settings):
+        return self._watch("post_direct", bucket, self.exchange.post_direct(*args, bucket=bucket, **settings))
+
     def _watch(self, name: str, bucket: int, ticket):
         return WatchedTicket(self, name, bucket, ticket)
 

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from gtcbmuf import runtime
-from gtcbmuf.backends import cuda
-from gtcbmuf.device import DeviceVector, Home
+from gtcbmuf.device import DeviceVector, Home, why_on_the_host
 from gtcbmuf.policy import Worker
 from gtcbmuf.policy.layout import Bucket
 from gtcbmuf.torch.parameters import Named, dtype_name
@@ -90,11 +88,7 @@ def home_of(named: list[Named], rank: int) -> HostHome | CudaHome:
         return HostHome()
     if len(devices) > 1:
         reason = f"the parameters are on several devices ({', '.join(sorted(map(str, devices)))})"
-    elif not cuda.is_built():
-        reason = "gtcbmuf was built without CUDA; install it again with nvcc at hand and GTCBMUF_CUDA=1"
-    elif runtime.shrinks():
-        reason = 'on_failure="shrink" works with residuals on the host only'
-    else:
+    elif not (reason := why_on_the_host()):
         return CudaHome(devices.pop())
     if rank == 0:
         warnings.warn(f"gradients are copied to the host whole before they are thresholded: {reason}", RuntimeWarning, stacklevel=4)

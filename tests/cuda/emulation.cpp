@@ -205,3 +205,6 @@ extern "C" void emulation_fail(const char *call, long sound, int error)
     fault.sound = sound;
     fault.error = error;
 }
+
+extern "C" void emulation_devices(int count) { device_count = count; }
+extern "C" int emulation_devices_set_beside() { return devices_set_beside; }

@@ -44,7 +44,7 @@ void exchange(Exchange what, uint64_t value, uint64_t *of_lanes /* [32] */);
 }  // namespace emulation
 
 #define GTCB_LAUNCH(kernel, blocks, threads, stream, ...) \
-    ((void)(stream), emulation::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }))
+    (note_launch((const void *)(stream)), emulation::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }))
 
 inline void __syncthreads() { emulation::wait_for_block(false); }
 inline int __syncthreads_or(int predicate)

@@ -1,8 +1,30 @@
-// The part of the CUDA runtime that csrc/cuda/device.cu calls, for one emulated device whose memory is the host's. Every
-// call is done when it returns. A call can be made to fail: fault.
+// The part of the CUDA runtime that csrc/cuda/device.cu calls, for emulated devices (one, unless told otherwise) whose memory is
+// the host's: what cudaMalloc has given is its device's, all else device 0's. Every call is done when it returns. A call
+// can be made to fail: fault.
 #pragma once
 
-enum { cudaErrorMemoryAllocation = 2, cudaErrorInvalidDevice = 101, cudaErrorLaunchFailure = 719 };
+#include <unistd.h>
+
+#include <atomic>
+#include <map>
+#include <mutex>
+
+enum {
+    cudaErrorMemoryAllocation = 2, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorLaunchFailure = 719
+};
+
+inline int device_count = 1;
+inline thread_local int current_device = 0;
+inline std::atomic<int> devices_set_beside{0};          // calls of cudaSetDevice in other threads than the main one
+inline thread_local cudaError_t launch_error = cudaSuccess;
+
+// Streams are numbers: the first 256 belong to device 0, the next to device 1; but 0, 1 and 2 to the current one.
+inline int device_of_stream(cudaStream_t stream) { return (uintptr_t)stream <= 2 ? current_device : (int)((uintptr_t)stream >> 8); }
+inline void note_launch(const void *stream)
+{
+    if (device_of_stream((cudaStream_t)stream) != current_device)
+        launch_error = cudaErrorInvalidResourceHandle;
+}
 
 // The call of this name (malloc, copy, synchronize, launch) fails after so many that do not, and from then on.
 struct Fault { char call[16]; long sound; cudaError_t error; };
@@ -13,7 +35,7 @@ inline cudaError_t outcome_of(const char *call)
 }
 enum cudaMemcpyKind { cudaMemcpyDefault };
 enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
-using cudaEvent_t = void *;
+using cudaEvent_t = int *;         // its device
 
 struct cudaPointerAttributes { cudaMemoryType type; int device; };
 struct cudaDeviceProp {
@@ -27,23 +49,47 @@ inline const char *cudaGetErrorString(cudaError_t error)
 {
     return error == cudaErrorMemoryAllocation ? "out of memory"
          : error == cudaErrorLaunchFailure    ? "unspecified launch failure"
+         : error == cudaErrorInvalidResourceHandle ? "invalid resource handle"
                                               : "an emulated error";
 }
-inline const char *cudaGetErrorName(cudaError_t) { return "cudaErrorEmulated"; }
-inline cudaError_t cudaGetDeviceCount(int *count) { *count = 1; return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int *device) { *device = 0; return cudaSuccess; }
-inline cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
-inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *found, int device)
+inline const char *cudaGetErrorName(cudaError_t error)
 {
-    *found = {"emulated", {{1, 2, 3}}, 9, 0, 2, (size_t)1 << 30};
-    return cudaSetDevice(device);
+    return error == cudaErrorInvalidResourceHandle ? "cudaErrorInvalidResourceHandle" : "cudaErrorEmulated";
 }
-inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *found, const void *)
+inline cudaError_t cudaGetDeviceCount(int *count) { *count = device_count; return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int *device) { *device = current_device; return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device)
 {
-    *found = {cudaMemoryTypeDevice, 0};
+    devices_set_beside += gettid() != getpid();
+    if (device < 0 || device >= device_count)
+        return cudaErrorInvalidDevice;
+    current_device = device;
     return cudaSuccess;
 }
-inline cudaError_t cudaGetLastError() { return outcome_of("launch"); }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *found, int device)
+{
+    *found = {"emulated", {{1, 2, (char)(3 + device)}}, 9, 0, 2, (size_t)1 << 30};
+    return device >= 0 && device < device_count ? cudaSuccess : cudaErrorInvalidDevice;
+}
+
+struct Allocation { size_t bytes; int device; };
+inline std::map<uintptr_t, Allocation> allocations;
+inline std::mutex allocations_lock;
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *found, const void *pointer)
+{
+    std::lock_guard<std::mutex> locked(allocations_lock);
+    auto after = allocations.upper_bound((uintptr_t)pointer);
+    *found = {cudaMemoryTypeDevice, 0};
+    if (after != allocations.begin() && (uintptr_t)pointer - std::prev(after)->first < std::prev(after)->second.bytes)
+        found->device = std::prev(after)->second.device;
+    return cudaSuccess;
+}
+inline cudaError_t cudaGetLastError()
+{
+    const cudaError_t error = launch_error;
+    launch_error = cudaSuccess;
+    return error != cudaSuccess ? error : outcome_of("launch");
+}
 inline cudaError_t cudaMalloc(void **memory, size_t bytes)
 {
     if (outcome_of("malloc") != cudaSuccess)
@@ -51,11 +97,19 @@ inline cudaError_t cudaMalloc(void **memory, size_t bytes)
     *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (*memory)
         memset(*memory, 0x5A, bytes);
+    std::lock_guard<std::mutex> locked(allocations_lock);
+    allocations[(uintptr_t)*memory] = {bytes, current_device};
     return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaMallocHost(void **memory, size_t bytes) { return cudaMalloc(memory, bytes); }
-inline cudaError_t cudaFree(void *memory) { free(memory); return cudaSuccess; }
-inline cudaError_t cudaFreeHost(void *memory) { free(memory); return cudaSuccess; }
+inline cudaError_t cudaFree(void *memory)
+{
+    std::lock_guard<std::mutex> locked(allocations_lock);
+    allocations.erase((uintptr_t)memory);
+    free(memory);
+    return cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void *memory) { return cudaFree(memory); }
 inline cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t)
 {
     memmove(to, from, bytes);
@@ -67,8 +121,11 @@ inline cudaError_t cudaMemsetAsync(void *memory, int byte, size_t bytes, cudaStr
     return cudaSuccess;
 }
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return outcome_of("synchronize"); }
-inline cudaError_t cudaEventCreate(cudaEvent_t *event) { *event = malloc(1); return cudaSuccess; }
-inline cudaError_t cudaEventDestroy(cudaEvent_t event) { free(event); return cudaSuccess; }
-inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventCreate(cudaEvent_t *event) { *event = new int(current_device); return cudaSuccess; }
+inline cudaError_t cudaEventDestroy(cudaEvent_t event) { delete event; return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
+{
+    return device_of_stream(stream) == *event ? cudaSuccess : cudaErrorInvalidResourceHandle;
+}
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return outcome_of("synchronize"); }
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t) { *milliseconds = 1; return cudaSuccess; }

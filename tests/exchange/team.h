@@ -42,6 +42,7 @@ float value(int r, size_t i);
 float *values(int r, size_t n);
 
 void reduce(rank *me);             /* a sound game, for after a refusal */
+void direct(rank *me);
 void non_finite(rank *me);
 void mismatch(rank *me);
 void damage(rank *me);

@@ -195,6 +195,7 @@ int main(int argc, char **argv)
     with_team(size, seed, "encode", encode, true);
     with_team(size, seed, "owners", owners, true);
     with_team(size, seed, "allgather", allgather, true);
+    with_team(size, seed, "direct", direct, true);
     with_team(size, seed, "keep", keep, true);
     with_team(size, seed, "non_finite", non_finite, true);
     if (size > 1) {

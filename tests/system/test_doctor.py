@@ -15,6 +15,8 @@ def test_one_process():
     assert re.search(r"launcher +none \(one process\)", output)
     assert "GTCBMUF_TIMEOUT_SECONDS  60" in output
     assert re.search(r"CUDA +(not built: .*GTCBMUF_CUDA=1|built; no GPU is usable here: \S|built; 0: \S)", output)
+    assert re.search(r"gradients +(copied to the host whole: gtcbmuf was built without CUDA|thresholded there)", output)
+    assert re.search(r"messages +by way of pinned memory of the host \(MPI (says that it is not|does not say whether it is) CUDA-aware\)", output)
     assert "node" in output and "1 group: [0]" in output
 
 
@@ -41,6 +43,23 @@ def test_what_is_broken_is_said_with_a_table_and_a_status(environ, problem):
     assert status == 1 and output.endswith("something is broken\n")
     assert "PROBLEM: " in output and problem in output
     assert output.startswith("software\n") and "Traceback" not in output
+
+
+@pytest.mark.parametrize("asked, how", [
+    ("1", "MPI reads and writes them in the GPU's memory"), ("0", "by way of pinned memory of the host"),
+])  # fmt: skip
+def test_how_messages_leave_a_gpu_where_it_is_asked_for(asked, how):
+    status, output, _ = shell("gtcbmuf doctor", **SOUND, GTCBMUF_CUDA_MPI=asked)
+    assert status == 0 and f"{how} (GTCBMUF_CUDA_MPI={asked})" in output
+
+
+def test_ranks_that_would_send_in_different_ways():
+    code = ("import os, sys\nfrom mpi4py import MPI\n"
+            "os.environ['GTCBMUF_CUDA_MPI'] = str(MPI.COMM_WORLD.rank)\n"
+            "from gtcbmuf.cli import main\nsys.exit(main(['doctor']))")  # fmt: skip
+    status, output, _ = job(2, "-c", code, **SOUND)
+    assert status != 0
+    assert "GTCBMUF_CUDA_MPI differs from rank to rank: give all the same (rank 0: 0; rank 1: 1)" in output
 
 
 def test_groups_that_do_not_fit():

@@ -26,15 +26,20 @@ def run(ranks, program, job):
     return json.loads(output.splitlines()[-1])
 
 
-def test_what_is_measured(monkeypatch):
+@pytest.mark.parametrize("ranks, direct", [
+    (2, "1"), pytest.param(4, "0", marks=pytest.mark.slow), pytest.param(4, "1", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_what_is_measured(monkeypatch, ranks, direct):
+    """direct: by an MPI that takes the device's memory, as here any does."""
+    monkeypatch.setenv("GTCBMUF_CUDA_MPI", direct)
     monkeypatch.setattr(training.launch, "run", run)
-    monkeypatch.setattr(training, "RANKS", (2,))
+    monkeypatch.setattr(training, "RANKS", (ranks,))
     content = training.measure(job=JOB, program=ROOT / "tests" / "gpu_rank_emulated.py")
-    assert [(r["ranks"], r["strategy"], r["where"]) for r in content["rows"]] == [(2, "dense", "on the GPU"), (2, "GTC", "on the GPU")]
+    assert [(r["ranks"], r["strategy"], r["where"]) for r in content["rows"]] == [(ranks, "dense", "on the GPU"), (ranks, "GTC", "on the GPU")]
     dense, gtc = (r["bytes_a_step"] for r in content["rows"])
     assert 0 < gtc < dense
     text = tables.training(content)
-    assert text.count("| 2 |") == 2 and "by way of the host" not in text
+    assert text.count(f"| {ranks} |") == 2 and "by way of the host" not in text
 
 
 def test_out_of_time():

@@ -25,10 +25,11 @@ def test_each_setting_is_read():
         "GTCBMUF_PROGRESS_THREAD": "0",
         "GTCBMUF_SHARED_MEMORY": "0",
         "GTCBMUF_REQUIRE_NATIVE": "1",
+        "GTCBMUF_CUDA_MPI": "0",
     })
     assert found == config.Config(
         variant="scalar", backend="portable", threads=3, timeout_seconds=1.5, stall_seconds=0.5, progress_thread=False,
-        shared_memory=False, require_native=True,
+        shared_memory=False, require_native=True, cuda_mpi=False,
     )
 
 

@@ -5,6 +5,7 @@ import pytest
 from cuda_emulated import FakeDeviceArray, FakeInterfaceArray, Uploaded, bfloat16_bits, cuda_tests, emulated_core
 
 from gtcbmuf.backends import cuda, native_is_built
+from gtcbmuf.backends.device_messages import OnDevice
 from gtcbmuf.errors import MessageError, MismatchError, NonFiniteError, SettingsError
 
 pytestmark = [
@@ -82,6 +83,49 @@ def test_arrays_of_others(codec, native, wrap, dtype):
     assert np.array_equal(rest, expected_rest)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_arrays_of_jax(codec, native, dtype):
+    """Its own capsules, on the host; that they lie on a GPU is pretended."""
+    jax = pytest.importorskip("jax", reason="needs JAX")
+    values, residual = bucket(3000, "float32")
+    array = jax.numpy.asarray(values).astype(dtype)
+    gradient = np.asarray(array).view(np.uint16) if dtype == "bfloat16" else np.asarray(array)
+    rest, expected_rest = np.empty_like(residual), np.empty_like(residual)
+    expected = native.encode([gradient], residual, expected_rest, 1.0, dtype=dtype)
+    assert bytes(codec.encode([FakeDeviceArray(array)], *on_device(residual, rest), 1.0)) == bytes(expected)
+    assert np.array_equal(rest, expected_rest)
+    with pytest.raises(TypeError, match="lies in the host's memory"):
+        codec.describe("gradient", array)
+    with pytest.raises(ValueError, match="is a JAX array, which nobody may write to"):
+        codec.describe("dense", array, write=True)
+
+
+def test_bodies_that_are_on_the_device(either, native):
+    """Beside others that are on the host: the same sums, and the same refusals."""
+    messages, n = [], 5000
+    for rank in range(5):
+        gradient, residual = bucket(n, "float32", rank)
+        messages.append(native.encode([gradient], residual, residual.copy(), 0.3 * (1 + rank), sender=rank))
+    bodies = [either.upload(np.pad(message[64:], (0, -len(message) % 8))) for message in messages]
+    mixed = [OnDevice(message[:64].tobytes(), body.memory.address) if rank % 2 else message
+             for rank, (message, body) in enumerate(zip(messages, bodies))]  # fmt: skip
+    dense, target = np.zeros(n, np.float32), either.upload(np.zeros(n, np.float32))
+    either.check(mixed, n)
+    native.decode_add(messages, dense)
+    either.decode_add(mixed, target)
+    assert np.array_equal(target.read(), dense)
+    with pytest.raises(MismatchError, match="5000 elements, dense has 4999"):
+        either.check(mixed, 4999)
+    spoilt = messages[3][64:].copy()
+    spoilt[40] ^= 4
+    wrong = either.upload(np.pad(spoilt, (0, -len(spoilt) % 8)))
+    mixed[3] = OnDevice(messages[3][:64].tobytes(), wrong.memory.address)
+    for refuse in (lambda: either.check(mixed, n), lambda: either.decode_add(mixed, target)):
+        with pytest.raises(MessageError, match="body checksum"):
+            refuse()
+    assert np.array_equal(target.read(), dense), "nothing is written"
+
+
 def test_sums(either, native):
     messages, n = [], 5000 * either.size
     for rank in range(19):
@@ -100,11 +144,11 @@ def test_sums(either, native):
 def test_buffers_are_kept(codec, core):
     gradient, residual = bucket(5000, "float32")
     arguments = on_device(gradient), *on_device(residual, residual.copy()), 1.0
-    first, _ = codec.enqueue_encode(*arguments)
-    assert codec.enqueue_encode(*arguments)[0] == first
+    first = codec.enqueue_encode(*arguments).address
+    assert codec.enqueue_encode(*arguments).address == first
     small = [FakeDeviceArray(gradient[:10])], *on_device(residual[:10], residual[:10].copy()), 1.0
-    assert codec.enqueue_encode(*small)[0] == first
-    assert codec.enqueue_encode(*small, slot=1)[0] != first
+    assert codec.enqueue_encode(*small).address == first
+    assert codec.enqueue_encode(*small, slot=1).address != first
 
 
 def test_the_stream_is_honoured(codec):
@@ -228,6 +272,32 @@ def test_no_such_device(core, monkeypatch):
     monkeypatch.setattr(cuda, "core", core)
     with pytest.raises(SettingsError, match="there is no CUDA device 1; this process sees 1"):
         cuda.CudaCodec(1)
+
+
+@pytest.fixture
+def two_devices(core):
+    core.emulate_devices(2)
+    yield core
+    core.emulate_devices(1)
+
+
+def test_another_device(codec, two_devices):
+    """Its arrays, and its streams: 0x105 (tests/cuda/runtime.h)."""
+    gradient, residual = bucket(100, "float32")
+    there = FakeInterfaceArray(gradient)
+    memory = two_devices.DeviceMemory(1, gradient.nbytes)
+    there.__cuda_array_interface__ |= {"data": (memory.address, False)}
+    for array in (FakeDeviceArray(gradient, device=1), there):
+        with pytest.raises(ValueError, match=r"segments\[0\] lies on device 1, this codec works on 0; move it there"):
+            codec.encode([array], *on_device(residual, residual.copy()), 1.0)
+    assert cuda.CudaCodec(1, stream=0x105).describe("x", there).device == 1
+    for refuse in (lambda: cuda.CudaCodec(0, stream=0x105), lambda: codec.follow(0x105), lambda: cuda.CudaCodec(1, stream=77)):
+        with pytest.raises(ValueError, match=r"stream 0x(105|4d) is none of device [01], .* torch.cuda.current_stream\([01]\)"):
+            refuse()
+    assert codec.stream == 77
+    with pytest.raises(RuntimeError, match="invalid resource handle"):  # what CUDA itself would say
+        codec.stream = 0x105
+        codec.encode(on_device(gradient), *on_device(residual, residual.copy()), 1.0)
 
 
 def test_without_cuda(monkeypatch):

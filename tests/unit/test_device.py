@@ -6,8 +6,8 @@ from cuda_emulated import Uploaded, cuda_tests, emulated_core
 
 from gtcbmuf import device, runtime
 from gtcbmuf.backends import cuda, native_is_built
-from gtcbmuf.device.exchange import FIRST_BYTES
-from gtcbmuf.errors import MismatchError, NonFiniteError, SettingsError
+from gtcbmuf.device.places import FIRST_BYTES
+from gtcbmuf.errors import ExchangeClosedError, MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.simulate import virtual_world
 
 pytestmark = [
@@ -49,7 +49,7 @@ def finish(exchanges, tickets):
 @pytest.mark.parametrize("first_bytes", [FIRST_BYTES, 64, 100])
 @pytest.mark.parametrize("max_sent", [None, 40])
 def test_the_sums_of_the_hosts_exchange(exchanges, monkeypatch, first_bytes, max_sent):
-    monkeypatch.setattr("gtcbmuf.device.exchange.FIRST_BYTES", first_bytes)
+    monkeypatch.setattr("gtcbmuf.device.places.FIRST_BYTES", first_bytes)
     host = [groups.world for groups in virtual_world(3)]
     for bucket, size in enumerate(SIZES):
         posted = [post(x, bucket, gradient(x.rank, bucket), max_sent=max_sent) for x in exchanges]
@@ -84,6 +84,18 @@ def test_a_bucket_that_is_under_way(exchanges):
     post(exchanges[0], 0, gradient(0, 0))
     with pytest.raises(RuntimeError, match="bucket 0 is under way already"):
         post(exchanges[0], 0, gradient(0, 0))
+
+
+def test_a_message_that_could_not_set_out(exchanges, monkeypatch):
+    """Who posts next, and who waits, hear why, however often."""
+    def closed(*_, **__):
+        raise ExchangeClosedError("closed")
+
+    _, ticket = post(exchanges[0], 0, gradient(0, 0))
+    monkeypatch.setattr(exchanges[0].exchange, "post_allgather", closed)
+    for again in (lambda: post(exchanges[0], 1, gradient(0, 1)), ticket.wait, ticket.wait):
+        with pytest.raises(ExchangeClosedError):
+            again()
 
 
 def test_non_finite_on_one_rank_is_refused_by_all(exchanges):

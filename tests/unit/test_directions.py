@@ -28,7 +28,8 @@ ALLOWED = {
     "ending": {"neighbours"},
     "tickets": {"_core", "backends", "exchange", "whereabouts"},  # of exchange its type only
     "exchange": {"_core", "tickets", "whereabouts"},
-    "runtime": {"agreement", "config", "ending", "exchange", "groups", "launcher", "neighbours", "recovery", "ulfm", "windows"},
+    "cuda_aware": {"_core", "agreement"},
+    "runtime": {"agreement", "config", "cuda_aware", "ending", "exchange", "groups", "launcher", "neighbours", "recovery", "ulfm", "windows"},
     "windows": set(),
     "preemption": {"agreement", "runtime"},
     "policy": set(),  # it is given an exchange
@@ -39,7 +40,7 @@ ALLOWED = {
     "cupy": {"bound", "device", "observe", "policy"},
     "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "recovery"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
-    "cli": {"", "checkpoint", "observe", "policy", "plan"} | CORE,
+    "cli": {"", "checkpoint", "device", "observe", "policy", "plan"} | CORE,
 }
 
 # C: each room may include its own headers and those named.
