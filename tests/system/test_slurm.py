@@ -110,7 +110,8 @@ def test_preempted_twice(cluster, tmp_path, whole, template, strategy):
         until_step(cluster, number, output, start)
         told = datetime.now()
         preempt(cluster, number)
-        cluster.start_again(number, start + 1)
+        cluster.until_requeued(number, start + 1)
+        cluster.start_again(number)
         print(f"\n{template}, {preempt.__name__}: {course(output.read_text(), told)}")
     state = cluster.until_state(number, "COMPLETED", "FAILED")
     text = output.read_text()
@@ -134,12 +135,13 @@ def test_a_node_goes_down(cluster, tmp_path, whole, template, hung):
         os.kill(pid, signal.SIGSTOP)
     cluster.ask("scontrol", "update", "NodeName=n3", "State=DOWN", "Reason=test")
     try:
-        cluster.start_again(number, 1)
+        cluster.until_requeued(number, 1)
     finally:
         for pid, end in zip(processes, [signal.SIGCONT] + len(processes) * [signal.SIGKILL]):  # the first is its slurmd
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, end)
         cluster.ask("scontrol", "update", "NodeName=n3", "State=RESUME")
+    cluster.start_again(number)
     state = cluster.until_state(number, "COMPLETED", "FAILED")
     text = output.read_text()
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), text
