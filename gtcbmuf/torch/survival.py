@@ -31,7 +31,6 @@ class Surviving(WholeRun):
         others = [owner for owner in owners() if owner is not self and not owner._virtual]
         for found, what in (
             (evaluates_often(self.inner), f"{type(self.inner).__name__}, which exchanges several times in a step,"),
-            (self._scaler is not None, "a GradScaler"),
             (others, "a second DistributedOptimizer"),
         ):
             if found:
