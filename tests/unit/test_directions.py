@@ -36,10 +36,12 @@ ALLOWED = {
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
     "observe": set(),  # it is given exchanges and workers
-    "bound": {"observe", "policy", "runtime", "agreement"},
+    "survival": {"observe", "policy", "recovery"},
+    "arrays": {"policy"},
+    "bound": {"arrays", "observe", "policy", "runtime", "agreement", "survival"},
     "numpy": {"bound", "observe", "policy"},
     "cupy": {"bound", "device", "observe", "policy"},
-    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "recovery"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "survival"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
     "cli": {"", "checkpoint", "device", "observe", "policy", "plan"} | CORE,
 }
