@@ -20,7 +20,7 @@ def main():
     where, at = how["deaths"].get(str(born), (None, None))
     parameters = {f"p{i}": p.numpy().copy() for i, p in enumerate(initial())}
     momentum = {name: np.zeros_like(p) for name, p in parameters.items()}
-    optimizer = gtcbmuf.numpy.bind(strategy_of(how), parameters, optimizer_state=list(momentum.values()), check_every=how.get("check_every"))
+    optimizer = gtcbmuf.numpy.bind(strategy_of(how), parameters, optimizer_state=list(momentum.values()))
     log_recoveries(folder / f"recovered-{born}", at if where == "recovery" else None)
     for step in range(how["steps"]):
         if step == at and where == "before":
