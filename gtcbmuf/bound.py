@@ -4,70 +4,71 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
+from gtcbmuf.arrays import ArraysModel, Kind
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.observe import Observer
-from gtcbmuf.policy import Exchange, Strategy, Tensor, Worker, run
-from gtcbmuf.policy.layout import Bucket
-from gtcbmuf.policy.worker import wait_all
+from gtcbmuf.policy import Strategy, Tensor, run
+from gtcbmuf.policy.survivor import check_survivable
+from gtcbmuf.survival import Surviving
 
 DTYPES = ("float32", "float64", "float16")
 
 
-class Kind(Protocol):
-    """What differs between the arrays of NumPy and of CuPy."""
-
-    def check(self, what: str, array, dtypes: Sequence[str]) -> None: ...  # TypeError or ValueError, with the cure
-    def move_in(self, worker: Worker) -> None: ...  # where its lanes have their arrays
-    def collect(self, worker: Worker, bucket: Bucket, segments: Sequence) -> None: ...  # the exchanged gradient, into them
-    def array(self, values): ...  # what a worker or NumPy gives, as an array of this kind; may share memory
-    def read(self, array) -> np.ndarray: ...  # on the host; may share memory
-    def write(self, array, values: np.ndarray) -> None: ...  # in place; of any dtype
-
-
-class BoundParams:
+class BoundParams(Surviving):
     """What `bind` gives. Every method that exchanges must be called by all ranks, and raises the
     same error of gtcbmuf.errors on all of them."""
 
-    def __init__(self, kind: Kind, strategy, params, names, groups, averaged, check_every, metrics, timeline):
+    def __init__(self, kind: Kind, strategy, params, names, groups, averaged, optimizer_state, check_every, metrics, timeline):
         self._keys, arrays = unpack(params, "params")
         self.names = _names(self._keys, len(arrays), names)
         for name, array in zip(self.names, arrays):
             kind.check(f"parameter {name}", array, DTYPES)
         for i, array in enumerate(averaged):
             kind.check(f"averaged[{i}]", array, DTYPES[:2])
+        for i, array in enumerate(optimizer_state):
+            kind.check(f"optimizer_state[{i}]", array, DTYPES)
         tensors = [Tensor(n, a.shape, a.dtype.name) for n, a in zip(self.names, arrays)]
         self._virtual = groups is not None
-        self._kind, self._model = kind, _ArraysModel(kind, arrays, averaged)
-        self._observer = Observer(groups or _process_groups(strategy), metrics, timeline)
+        self._kind, self._model = kind, ArraysModel(kind, arrays, averaged)
+        self._observer = Observer(groups or _process_groups(strategy, kind), metrics, timeline)
         weakref.finalize(self, self._observer.close)
-        self._worker = strategy.worker(tensors, self._observer.groups)
-        self._worker.check_every = check_every
+        self._groups = self._observer.groups
+        self._worker = strategy.worker(tensors, self._groups)
+        self._worker.check_every = self._check_every = check_every
+        self._optimizer_state, self._samples = list(optimizer_state), None
+        self._taken: np.ndarray | None = None  # the parameters as others have updated them in this step
+        self._block_ended = False  # in reduce_, where this rank took it over
         kind.move_in(self._worker)
         self.strategy, self._started = strategy, False
 
     # -- training -----------------------------------------------------------------------------------
 
-    def reduce_(self, grads: Mapping | Sequence) -> None:
+    def reduce_(self, grads: Mapping | Sequence) -> bool:
         """The gradients of all ranks (of the group) in place of this rank's.
 
         grads: as params, with the same keys, shapes and dtypes. While steps are local (BMUF after
         its warm-up) they stay as they are. NonFiniteError, on all ranks, names a gradient that is
         NaN or infinite; then nothing has changed, and the step can be left out.
+
+        Returns whether the parameters are to be updated. With on_failure="shrink" not so where others have made this
+        step's update when a rank died, and this rank has taken over parameters and optimizer_state; after_update is to be
+        called all the same. Else always.
         """
-        run(self.reducing(grads))
+        return run(self.reducing(grads))
 
     def after_update(self, samples: int | None = None) -> bool:
         """To be called after every update of the parameters, with the number of samples in it.
 
         True: a block has ended, the parameters are new; an optimizer's momentum should begin at 0.
         """
+        ended, self._block_ended = self._block_ended, False
         before = self._model.blocks
         run(self.updating(samples))
-        return self._model.blocks > before
+        return ended or self._model.blocks > before
 
     def join(self) -> int:
         """This rank has no more data: helps the others until all are here. See docs/coming-from-horovod.md.
@@ -124,12 +125,20 @@ class BoundParams:
         yield from self._worker.start(self._model)
         self._started = True
 
-    def reducing(self, grads: Mapping | Sequence) -> Iterator[None]:
+    def reducing(self, grads: Mapping | Sequence) -> Generator[None, None, bool]:
         arrays = self._check_grads(grads)
         yield from self.starting()
         if not self._worker.exchanges_gradients:
-            return
+            return True
         flat = [array.reshape(-1) for array in arrays]
+        before = self._model.blocks
+        yield from self._surviving(lambda: self._exchange(flat))
+        if not (self._overtaken or self._updated):
+            return True
+        self._taken, self._block_ended = self._model.vector(), self._model.blocks > before
+        return False
+
+    def _exchange(self, flat: list) -> Iterator[None]:
         buckets = self._worker.layout.buckets
         for bucket in buckets:
             self._worker.post(bucket.index, [flat[number] for number in bucket.numbers])
@@ -140,11 +149,37 @@ class BoundParams:
 
     def updating(self, samples: int | None = None) -> Iterator[None]:
         yield from self.starting()
-        with self._observer.span("after update"):
-            yield from self._worker.after_update(self._model, samples)
+        self._check_taken()
+        self._updated = False
+        if not self._overtaken:
+            with self._observer.span("after update"):
+                yield from self._surviving(lambda: self._worker.after_update(self._model, samples), updated=True)
+        self._overtaken = False
         self._observer.step(self._worker)
 
+    def _check_taken(self) -> None:
+        taken, self._taken = self._taken, None
+        if taken is not None and not np.array_equal(taken, self._model.vector(), equal_nan=True):
+            raise RuntimeError(
+                'a rank has died, and reduce_ returned False: other ranks had made this step\'s update. With on_failure="shrink" '
+                "leave the update out then: `if opt.reduce_(grads): ...`"
+            )
+
+    # -- for Surviving ------------------------------------------------------------------------------
+
+    def _optimizer_legacy(self) -> list[np.ndarray]:
+        return [self._kind.read(array) for array in self._optimizer_state]
+
+    def _take_optimizer(self, legacy: list[np.ndarray]) -> None:
+        for array, new in zip(self._optimizer_state, legacy, strict=True):
+            self._kind.write(array, new)
+
+    def _begin_anew(self) -> None:
+        pass  # gradients are posted by whoever waits for them
+
     def joining(self) -> Generator[None, None, int]:
+        if not self._virtual:
+            _refuse_to_join()
         yield from self.starting()
         return (yield from self._worker.join(self._model))
 
@@ -168,75 +203,21 @@ class BoundParams:
         return arrays
 
 
-class _ArraysModel:
-    """The Model of docs/layers.md over a list of arrays."""
-
-    def __init__(self, kind: Kind, arrays: list, averaged: Sequence):
-        self.kind, self.arrays, self.buffers = kind, arrays, list(averaged)
-        self.blocks = 0  # closed
-
-    def read(self, out: np.ndarray) -> None:
-        for array, part in zip(self.arrays, self._parts(out)):
-            part[...] = self.kind.read(array)
-
-    def write(self, vector: np.ndarray) -> None:
-        for array, part in zip(self.arrays, self._parts(vector)):
-            self.kind.write(array, part)
-
-    def copies(self) -> list:
-        return [array.copy() for array in self.arrays]
-
-    def split(self, vector: np.ndarray) -> list:
-        """A flat vector as copies in the parameters' shapes and dtypes."""
-        return [self.kind.array(p.astype(a.dtype)) for a, p in zip(self.arrays, self._parts(vector))]
-
-    def _parts(self, vector: np.ndarray) -> Iterator[np.ndarray]:
-        at = 0
-        for array in self.arrays:
-            yield vector[at : at + array.size].reshape(array.shape)
-            at += array.size
-
-    @property
-    def rounds(self) -> bool:
-        return any(array.dtype == np.float16 for array in self.arrays)
-
-    def hold(self, vector: np.ndarray) -> None:
-        for array, part in zip(self.arrays, self._parts(vector)):
-            with np.errstate(over="ignore"):
-                part[...] = part.astype(array.dtype)
-
-    def averaged(self) -> list[np.ndarray]:
-        self.lent = [self.kind.read(array).reshape(-1).copy() for array in self.buffers]
-        return self.lent
-
-    def maximum(self) -> list[np.ndarray]:
-        return []
-
-    def restore(self) -> None:
-        for array, new in zip(self.buffers, self.lent):
-            self.kind.write(array, new.reshape(array.shape))
-
-    def at_block_boundary(self) -> None:
-        self.blocks += 1
-
-    def catch_up(self, exchange: Exchange, root: int) -> Iterator[None]:
-        values = [self.kind.read(array) for array in self.arrays]
-        tickets = [
-            exchange.post_broadcast(array.reshape(-1).view(np.uint8), root=root, bucket=i)
-            for i, array in enumerate(values)
-        ]
-        yield
-        wait_all(tickets)
-        for array, new in zip(self.arrays, values):
-            self.kind.write(array, new)
-
-
-def _process_groups(strategy: Strategy):
+def _process_groups(strategy: Strategy, kind: Kind):
     from gtcbmuf import runtime  # virtual workers do without MPI
 
     if runtime.shrinks():
-        raise SettingsError('on_failure="shrink" is there for gtcbmuf.torch only; leave it at "end"')
+        check_survivable(strategy)
+        if not kind.on_host:
+            raise SettingsError('on_failure="shrink" is not there for arrays on a device; leave it at "end"')
     return runtime.groups(strategy.groups)
+
+
+def _refuse_to_join() -> None:
+    from gtcbmuf import runtime
+
+    if runtime.shrinks():
+        raise SettingsError('join() is not there with on_failure="shrink": give all ranks equally many batches')
 
 
 def _agree(tensors: Sequence[Tensor], strategy: Strategy) -> None:

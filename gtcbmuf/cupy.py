@@ -36,6 +36,7 @@ def bind(
     names: Sequence[str] | None = None,
     groups=None,
     averaged: Sequence[cupy.ndarray] = (),
+    optimizer_state: Sequence[cupy.ndarray] = (),
     check_every: int | None = None,
     metrics: Metrics | None = None,
     timeline: Timeline | None = None,
@@ -49,11 +50,13 @@ def bind(
     """
     found = unpack(params, "params")[1]
     device = next((array.device.id for array in found if isinstance(array, cupy.ndarray)), 0)
-    return BoundParams(CupyKind(device), strategy, params, names, groups, averaged, check_every, metrics, timeline)
+    return BoundParams(CupyKind(device), strategy, params, names, groups, averaged, optimizer_state, check_every, metrics, timeline)
 
 
 class CupyKind:
-    """See gtcbmuf.bound.Kind. device: on which all arrays are."""
+    """See gtcbmuf.arrays.Kind. device: on which all arrays are."""
+
+    on_host = False
 
     def __init__(self, device: int):
         self._device = device

@@ -42,27 +42,31 @@ class Ending:
     """Of one init(): takes the hooks for exceptions, watches the processes on this host.
 
     MPI: mpi4py's. comm: an mpi4py communicator of all ranks, for this alone. places: (host number,
-    host name, neighbours.place()) of each rank. timeout_seconds: for ranks that do not come to the end. watch: whether the
-    death of a process on this host ends the job.
+    host name, neighbours.place()) of each rank. timeout_seconds: for ranks that do not come to the end. shrinks: the
+    death of a process does not end the job.
     """
 
-    def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float, watch: bool = True):
+    def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float, shrinks: bool = False):
         self.comm, self._MPI, self._places, self._seconds = comm, MPI, places, timeout_seconds
+        self._shrinks = shrinks
         self.checkpoint: tuple[str, int] | None = None
+        self.status = 0  # that sys.exit was called with, if the job shrinks
         self._request = None
         self._speaking = threading.Lock()
         rank = comm.rank
         _, self._process = places[rank][2]
         self._local = [r for r, place in enumerate(places) if place[0] == places[rank][0]]
         self._neighbours = neighbours.Neighbours(
-            {r: places[r][2] for r in self._local if watch and r != rank}, self._neighbours_died
+            {r: places[r][2] for r in self._local if not shrinks and r != rank}, self._neighbours_died
         )
         self.take_hooks()
 
     def take_hooks(self) -> None:
-        self._excepthook, self._thread_hook = sys.excepthook, threading.excepthook
+        self._excepthook, self._thread_hook, self._exit = sys.excepthook, threading.excepthook, sys.exit
         if self.comm.size > 1:
             sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
+        if self._shrinks:
+            sys.exit = self._note_exit
 
     def note_checkpoint(self, path, step: int) -> None:
         """All ranks have saved or restored it: good to go on from."""
@@ -160,8 +164,15 @@ class Ending:
         if self._request is None:
             self._request = self.comm.Ibarrier()
 
+    def _note_exit(self, status=None) -> None:
+        """Python forgets it before anything that runs at the end could ask for it."""
+        self.status = 0 if status is None else status & 0xFF if isinstance(status, int) else 1
+        self._exit(status)
+
     def stop(self) -> None:
         self._neighbours.stop()
+        if sys.exit == self._note_exit:
+            sys.exit = self._exit
         if sys.excepthook == self._uncaught:
             sys.excepthook = self._excepthook
         if threading.excepthook == self._uncaught_in_thread:

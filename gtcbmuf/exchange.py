@@ -82,9 +82,9 @@ class Engine:
         self._core.close()
 
 
-def exit_after(seconds: float) -> None:
-    """After a death MPI_Finalize does not always come back: if it has not by then, the process ends, with status 0."""
-    _core.exit_after(seconds, 0)
+def exit_after(seconds: float, status: int) -> None:
+    """After a death MPI_Finalize does not always come back: if it has not by then, the process ends with this status."""
+    _core.exit_after(seconds, status)
 
 
 def _close(engine):

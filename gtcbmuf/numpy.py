@@ -31,6 +31,7 @@ def bind(
     names: Sequence[str] | None = None,
     groups=None,
     averaged: Sequence[np.ndarray] = (),
+    optimizer_state: Sequence[np.ndarray] = (),
     check_every: int | None = None,
     metrics: Metrics | None = None,
     timeline: Timeline | None = None,
@@ -43,17 +44,21 @@ def bind(
         are param.0, param.1, …. The names of a dict are its keys.
     groups: the exchanges to use; None: those of this process (gtcbmuf.init must have been called).
     averaged: float32 or float64 arrays that are averaged in place with the model at a block's end.
+    optimizer_state: the arrays of the optimizer (momentum, ...), for ranks that take over a step with on_failure="shrink"
+        (docs/shrink.md); not used otherwise.
     check_every: compare the parameters of ranks that must have the same after so many steps; None: never.
     metrics, timeline: a record of each step, and what happened when: see docs/metrics.md.
 
     Raises SettingsError for settings that do not fit the parameters, TypeError or ValueError for
     arrays that cannot be used.
     """
-    return BoundParams(NumpyKind(), strategy, params, names, groups, averaged, check_every, metrics, timeline)
+    return BoundParams(NumpyKind(), strategy, params, names, groups, averaged, optimizer_state, check_every, metrics, timeline)
 
 
 class NumpyKind:
-    """See gtcbmuf.bound.Kind."""
+    """See gtcbmuf.arrays.Kind."""
+
+    on_host = True
 
     def check(self, what: str, array, dtypes: Sequence[str]) -> None:
         if not isinstance(array, np.ndarray):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from gtcbmuf import agreement, config, runtime, ulfm
 from gtcbmuf.ending import bounded
-from gtcbmuf.errors import GtcbmufError
+from gtcbmuf.errors import ExchangeClosedError, GtcbmufError
 from gtcbmuf.groups import Groups
+from gtcbmuf.job import Job, deadline
 
 
 class Succession:
@@ -15,15 +16,15 @@ class Succession:
     init(), host name) of those who are not here.
     """
 
-    def __init__(self, old, new, reports: list):
+    def __init__(self, old: Job, new: Job, reports: list):
         self._new = new
         self.was, self.reports = [rank for rank, _ in reports], [report for _, report in reports]
-        self.dead = [(r, old.born[r], old.hosts[r][1]) for r in range(old.comm.size) if r not in self.was]
+        self.dead = [(r, old.born[r], old.hosts[r]) for r in range(old.comm.size) if r not in self.was]
         self.old_size, self.rank, self.size, self.world = old.comm.size, new.comm.rank, new.comm.size, new.world
 
     def groups(self, spec=None) -> Groups:
         """As groups() of the runtime; spec numbers the survivors."""
-        return runtime._groups(self._new, spec)
+        return self._new.groups_of(spec)
 
 
 def recover(report, transfer):
@@ -33,47 +34,40 @@ def recover(report, transfer):
     other, and must change nothing: should another rank die meanwhile, all of it is done again.
     What it raises on one rank is raised on all.
     """
-    old = runtime._get()
-    _hush(old)
+    old = runtime.job()
+    old.hush()
     comm = old.comm
-    with bounded(runtime._deadline()):
+    with bounded(deadline()):
         while True:
+            ulfm.settle(old.MPI, comm)
             comm = ulfm.shrink(old.MPI, comm)
-            new = runtime._Runtime(old.MPI, comm, True, old.generation + 1)
+            new = Job(old.MPI, comm, True, old.generation + 1)
             result = error = None
             try:
                 reports = comm.allgather((old.comm.rank, report))
-                new.born = [old.born[rank] for rank, _ in reports]
-                runtime._set_up(new, config.current())
+                was = [rank for rank, _ in reports]
+                new.born = [old.born[rank] for rank in was]
+                new.set_up(config.current(), old.places_of(was))
                 result = transfer(Succession(old, new, reports))
+            except ulfm.NotMade as caught:  # the first agreement that fails is the last one, on all ranks
+                error, fine = caught.__cause__, caught.agreed
             except Exception as caught:  # noqa: BLE001 - by all ranks together, below
                 error = caught
-                ulfm.revoke(old.MPI, _communicators(new))
-            fine = ulfm.all_agree(old.MPI, comm, error is None)
+                new.revoke()
+                fine = ulfm.all_agree(old.MPI, comm, False)
+            else:
+                fine = ulfm.all_agree(old.MPI, comm, True)
             if fine:
                 break
-            _hush(new)
+            new.hush()
             if fine is False:
                 old.ending.take_hooks()  # for the error that ends the job
-                raise error or GtcbmufError("another rank could not go on after the death of a rank; it says why")
-    new.ending.checkpoint = old.ending.checkpoint
+                if error is None or isinstance(error, old.MPI.Exception):
+                    raise ExchangeClosedError("another rank could not go on after the death of a rank; it says why") from error
+                raise error
+    new.ending.checkpoint, new.ending.status = old.ending.checkpoint, old.ending.status
     runtime.succeed(new)
     return result
-
-
-def _communicators(of) -> list:
-    return [of.comm, *([of.ending.comm] if of.ending else []), *(comm for _, comm in of.exchanges)]
-
-
-def _hush(of) -> None:
-    """Nothing moves any more, and whoever waits for this rank is told. Buffers that MPI may still touch are never freed."""
-    if of.ending is not None:
-        of.ending.stop()
-    if of.engine is not None:
-        of.engine.close()
-    ulfm.revoke(of.MPI, _communicators(of))
-    for exchange, _ in of.exchanges:
-        exchange.close()
 
 
 def leave_without_the_dead() -> None:
@@ -85,4 +79,4 @@ def leave_without_the_dead() -> None:
             raise GtcbmufError(f"rank {agreement.ranks(ended)} had ended its program when a rank died")
 
     recover(None, nothing)
-    runtime._at_the_end(runtime._get())
+    runtime.at_the_end(runtime.job())

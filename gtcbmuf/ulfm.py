@@ -10,10 +10,19 @@ import contextlib
 import time
 from collections.abc import Iterable
 
-from gtcbmuf.errors import SettingsError
+from gtcbmuf.errors import GtcbmufError, SettingsError
 
 NEWS_SECONDS = 1.0  # a death is known everywhere in a few hundredths of a second
+SETTLE_SECONDS = 0.05  # no more deaths are heard of for so long: that was all of a host
 NO_TAG = 77  # on a communicator that carries no messages of its own
+
+
+class NotMade(GtcbmufError):
+    """Ranks have agreed that a communicator is not there on all of them. agreed: as all_agree gave it."""
+
+    def __init__(self, agreed: bool | None):
+        super().__init__("a communicator could not be made on all ranks: one of them has died, or met an error")
+        self.agreed = agreed
 
 
 def require(MPI, started: bool) -> None:
@@ -53,6 +62,16 @@ def _failed(comm) -> int:
     return size
 
 
+def settle(MPI, comm) -> None:
+    """Until no more deaths are heard of: Open MPI 5 crashes where it hears of one in the making of a communicator."""
+    known, since = _failed(comm), time.monotonic()
+    while time.monotonic() < since + SETTLE_SECONDS:
+        MPI.COMM_SELF.Iprobe(tag=NO_TAG)  # news come only while somebody looks at messages
+        if (now := _failed(comm)) != known:
+            known, since = now, time.monotonic()
+        time.sleep(0.001)
+
+
 def revoke(MPI, comms: Iterable) -> None:
     """Whoever waits for something on these communicators, on any rank, is told that it will not come."""
     for comm in comms:
@@ -65,6 +84,25 @@ def shrink(MPI, comm):
     """A communicator of those that live, in the same order."""
     new = comm.Shrink()
     new.Set_errhandler(MPI.ERRORS_RETURN)
+    all_agree(MPI, comm, True)  # all have it: see made_by_all
+    return new
+
+
+def made_by_all(MPI, comm, make):
+    """make(), which makes a communicator from comm, on all ranks of comm; or NotMade, on all of them.
+
+    MPI may succeed on one rank and fail on another. Before all know that all have it, nobody may use it, lest one waits
+    for another that has it not and so cannot revoke it; nor revoke it: Open MPI 5 crashes where that is met in the making.
+    """
+    new = error = None
+    try:
+        new = make()
+    except Exception as caught:  # noqa: BLE001 - by all ranks together, below
+        error = caught
+        revoke(MPI, [comm])
+    agreed = all_agree(MPI, comm, error is None)
+    if not agreed:
+        raise NotMade(agreed) from error
     return new
 
 

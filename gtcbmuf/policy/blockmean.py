@@ -20,20 +20,21 @@ class Parcel(NamedTuple):
 class BlockMean:
     """Of one participant, one block after the other. c_i travels in the model's dtype.
 
-    prepare a delta, post it, wait as for a ticket, take the mean; commit the parcel when it is
+    prepare a delta, post it, wait as for a ticket, take the mean; commit what was posted when it is
     sure that no rank refuses the block.
     """
 
     def __init__(self, exchange: Exchange, elements: int, dtype: str):
         self.exchange, self.elements, self.dtype = exchange, elements, np.dtype(dtype)
         self._ticket: Ticket | None = None
+        self._parcel: Parcel | None = None  # what was posted, until it is sure
         self._array: np.ndarray | None = None  # what was posted; in it comes the mean
 
     def prepare(self, delta: np.ndarray, weight: int) -> Parcel:
         return Parcel(delta)
 
     def post(self, parcel: Parcel, weight: int) -> None:
-        self._array = parcel.array
+        self._parcel, self._array = parcel, parcel.array
         self._ticket = self.exchange.post_allreduce(self._array, weight=weight)
 
     def wait(self, timeout: float | None = None) -> None:
@@ -45,8 +46,8 @@ class BlockMean:
         mean, self._array, self._ticket = self._array, None, None
         return mean
 
-    def commit(self, parcel: Parcel) -> None:
-        pass
+    def commit(self) -> None:
+        self._parcel = None
 
     def state(self, under_way: bool) -> dict[str, Any]:
         """Waits for a mean that is under way, so that it is saved as it will be applied."""
@@ -84,8 +85,9 @@ class RoundedMean(BlockMean):
             rest -= bfloat16.widen(rounded)
         return Parcel(rounded, rest if weight else self.error)  # without weight nothing is passed on
 
-    def commit(self, parcel: Parcel) -> None:
-        self.error = parcel.error
+    def commit(self) -> None:
+        if self._parcel is not None:
+            self.error, self._parcel = self._parcel.error, None
 
     def state(self, under_way: bool) -> dict[str, Any]:
         mean = super().state(under_way)["mean"]

@@ -126,6 +126,13 @@ class Blocks:
         model.write(vector)
         self.finalized = False
 
+    def settle(self) -> dict[str, Any]:
+        """The part of the state that is this rank's alone, when others have closed the running block, with what it had posted."""
+        if self.mean is None or not self.settings.sync_dtype:
+            return {}
+        self.mean.commit()
+        return {"mean": self.mean.state(False)}
+
     def start(self) -> np.ndarray:
         """W_start, in the memory of the last G if that is at hand."""
         vector, self._used_up = self._used_up, None
@@ -173,7 +180,7 @@ class Blocks:
         yield
         yield from self._arrive(sides.tickets)
         if self.mean is not None:
-            self.mean.commit(parcel)
+            self.mean.commit()
         sides.commit()
 
     def _exchange_overlapped(self, model: Model, samples: np.ndarray) -> Iterator[None]:
@@ -192,7 +199,7 @@ class Blocks:
         self.origin += delta
         if self.mean is not None:
             self.mean.post(parcel, weight)
-            self.mean.commit(parcel)
+            self.mean.commit()
         self.under_way = True
         yield
         sides.commit()
@@ -306,5 +313,5 @@ class Blocks:
         self.blocks, self.finalized = state["blocks"], state["finalized"]
         if self.settings.sync_overlap:
             self.origin, self.under_way = state["origin"].copy(), state["under_way"]
-        if self.mean is not None and "mean" in state:
+        if self.mean is not None and state.get("mean") is not None:
             self.mean.load(state["mean"])

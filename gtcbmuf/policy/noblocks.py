@@ -22,6 +22,9 @@ class NoBlocks:
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         return iter(())
 
+    def settle(self) -> dict:
+        return {}
+
     def state(self) -> None:
         return None
 

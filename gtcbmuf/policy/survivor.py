@@ -17,7 +17,7 @@ SHARED_BY_LANES = ("threshold", "average_sent")  # the same on all ranks that ex
 def check_survivable(strategy) -> None:
     """SettingsError for what cannot go on without a rank that has died."""
     for part in (strategy, getattr(strategy, "gtc", None), getattr(strategy, "bmuf", None)):
-        for name, fine in (("exchange", "all"), ("sync_overlap", False), ("sync_dtype", None)):
+        for name, fine in (("exchange", "all"), ("sync_overlap", False)):
             if getattr(part, name, fine) != fine:
                 raise SettingsError(
                     f'{name}={getattr(part, name)!r} with on_failure="shrink": what a rank that dies has alone is more than its '
@@ -42,7 +42,7 @@ class Survivor:
 
     def block_legacy(self) -> dict[str, Any]:
         """What those take over who are a block behind. Its own arrays."""
-        return {"blocks": self._blocks.state()}
+        return {"blocks": {name: value for name, value in self._blocks.state().items() if name != "mean"}}
 
     def step_legacy(self, model: Model) -> dict[str, Any]:
         """What those take over who are a step behind, beside the state of the optimizer."""
@@ -70,11 +70,15 @@ class Survivor:
             self._gradients.load({"lanes": lanes, "sequence": sequence})
         counted = step is not None and step["counted"]
         self.steps = old.steps + (block is not None or counted)
-        state = old._blocks.state() if block is None else {**block["blocks"], "steps": 0, "samples": 0}
+        state = old._blocks.state()
+        if block is not None:
+            state = {**block["blocks"], "steps": 0, "samples": 0, **old._blocks.settle()}
         if counted and state is not None:
             state["steps"] += 1
             state["samples"] += samples
         if state is not None:
+            if self._blocks.shard != old._blocks.shard:
+                state.pop("mean", None)  # what rounding has left is of another part of the model
             self._blocks.load(state)
             self._to_start(old, model, behind=block is not None)
 

@@ -18,12 +18,12 @@ from gtcbmuf.torch.homes import home_of
 from gtcbmuf.torch.model import TorchModel, fingerprint
 from gtcbmuf.torch.parameters import claim, collect, release
 from gtcbmuf.torch.reducer import GradientReducer
-from gtcbmuf.torch.survival import Surviving
+from gtcbmuf.torch.survival import TorchSurvivor
 from gtcbmuf.torch.whole import drive
 from gtcbmuf.torch.wrapper import check_arguments, check_count, check_scaler, evaluates_often
 
 
-class DistributedOptimizer(Surviving):
+class DistributedOptimizer(TorchSurvivor):
     """A torch optimizer whose step is taken together with all other ranks.
 
     It is used as the optimizer inside it: param_groups, state, defaults, hooks and every other

@@ -112,7 +112,8 @@ class GradientReducer:
             named.parameter.grad = torch.zeros_like(named.parameter)
         gradient = named.parameter.grad
         _check(named, gradient)
-        self._unscale(gradient)
+        if number not in self.posted:  # before a rank died
+            self._unscale(gradient)
         segment = self.home.segment(gradient)
         self.posted[number] = gradient, gradient._version, segment
         return segment

@@ -1,4 +1,4 @@
-"""scripts/bench observe: what metrics and timeline cost a step."""
+"""scripts/bench observe: what metrics, timeline, comparisons of replicas and call sites cost a step."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def text(content: dict) -> str:
     head = (f"{run['ranks']} ranks on one host, {machine['cores']} cores, load {machine['load']:g} at the start; "
             f"{run['layers']} LSTM layers, {run['parameters']:,} parameters; {run['rounds']} rounds.")  # fmt: skip
     columns = ["observed", "step [ms]", "more [µs]", "its quartiles", "writing it [µs]", "more, of a step"]
-    return head + "\n\n" + rows(columns, lines)
+    sites = 1e6 * statistics.median(run["call_sites"])
+    return head + "\n\n" + rows(columns, lines) + f"\n\nCall sites of all operations of a step: {sites:.0f} µs."
 
 
 def run(o) -> None:

@@ -9,6 +9,7 @@ import gtcbmuf.numpy
 from gtcbmuf import runtime
 from gtcbmuf.cli import main
 from gtcbmuf.errors import GtcbmufError
+from gtcbmuf.job import Job
 from gtcbmuf.plan import exchanges, inputs, measure
 from gtcbmuf.plan.exchanges import Team
 from gtcbmuf.plan.model import FINITE_BYTES, MEET_BYTES
@@ -134,7 +135,7 @@ def small(monkeypatch):
 def pretend_hosts(comm, monkeypatch):
     """Two ranks on each host, of which the last may have one."""
     numbers = [rank - rank % 2 for rank in range(comm.size)]
-    monkeypatch.setattr(runtime, "_host_numbers", lambda _: numbers)
+    monkeypatch.setattr(Job, "host_numbers", numbers)
 
 
 def test_bench_measures_both_kinds_of_links(comm, small, shared_tmp_path, monkeypatch, capfd):

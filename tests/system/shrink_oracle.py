@@ -41,6 +41,7 @@ class Oracle:
         self.groups = [Group(how, group) for group in groups]
         self.w = self.start = flat(initial())
         self.delta = np.zeros_like(self.w)
+        self.errors = {}  # of the leader of each group, of what its block deltas travel in
 
     def step(self, number):
         for group in self.groups:
@@ -55,11 +56,21 @@ class Oracle:
         weights = [len(set(group.ranks) & set(alive)) for group in groups]
         momentum = self.how.get("momentum")
         momentum = np.float32(1 - 1 / len(groups) if momentum is None else momentum)
-        self.delta = momentum * self.delta + mean([flat(group.values) - self.start for group in groups], weights)
+        deltas = [flat(group.values) - self.start for group in groups]
+        if self.how.get("sync_dtype"):
+            deltas = [self.rounded(min(set(group.ranks) & set(alive)), delta) for group, delta in zip(groups, deltas)]
+        g = mean(deltas, weights)
+        self.delta = momentum * self.delta + (bfloat16(g) if self.how.get("sync_dtype") else g)
         self.w = self.w + self.delta
         self.start = momentum * self.delta + self.w
         for group in groups:
             group.begin_block(self.start)
+
+    def rounded(self, leader, delta):
+        """What a leader that dies holds back is lost: the next one begins with 0."""
+        total = delta + self.errors.get(leader, 0)
+        self.errors[leader] = total - bfloat16(total)
+        return bfloat16(total)
 
     def model_of(self, rank):
         return next(group.values for group in self.groups if rank in group.ranks)
@@ -100,6 +111,10 @@ class Group:
                 parameter.copy_(value)
         if self.how.get("optimizer") != "Adam":
             self.optimizer.state.clear()
+
+
+def bfloat16(array):
+    return torch.from_numpy(array).bfloat16().float().numpy()
 
 
 def flat(tensors):

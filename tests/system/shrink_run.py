@@ -3,7 +3,8 @@ tests/system/shrink_oracle.py computes what must come of it.
 
     mpirun --with-ft ulfm -n 4 python shrink_run.py FOLDER '{"strategy": "GTC", "steps": 40, "deaths": {"2": ["before", 20]}}'
 
-deaths: of each rank that dies: where and in which step; or ["time", seconds] after the first step.
+deaths: of each rank that dies: where and in which step; or ["time", seconds] after the first step; or ["recovery", seconds] after
+the first recovery has begun.
 """
 
 import json
@@ -21,7 +22,7 @@ import torch
 torch._dynamo = sys.modules["torch._dynamo"] = MagicMock(disable=lambda function, *_, **__: function)
 
 import gtcbmuf.torch as hvd
-from gtcbmuf import recovery
+from gtcbmuf import recovery, ulfm
 from gtcbmuf.errors import RankFailedError
 
 SHAPES = ((int(os.environ.get("CHAOS_ROWS", 40)), 30), (50,), (7, 11))
@@ -38,13 +39,17 @@ def initial():
     return [torch.randn(shape, generator=generator) for shape in SHAPES]
 
 
+def bmuf_of(how):
+    return hvd.BMUF(sync_period=5, block_momentum=how.get("momentum"), sync_dtype=how.get("sync_dtype"))
+
+
 def strategy_of(how):
     return {
         "GTC": lambda: hvd.GTC(threshold=0.0625, dense_below=60, bucket_bytes=4096),
         "Dense": lambda: hvd.Dense(bucket_bytes=4096),
         "Hybrid": lambda: hvd.Hybrid(hvd.GTC(threshold=0.0625, dense_below=60, bucket_bytes=4096),
-                                     hvd.BMUF(sync_period=5, block_momentum=how.get("momentum")), groups=how["groups"]),
-        "BMUF": lambda: hvd.BMUF(sync_period=5, block_momentum=how.get("momentum")),
+                                     bmuf_of(how), groups=how["groups"], **how.get("hybrid", {})),
+        "BMUF": lambda: bmuf_of(how),
     }[how["strategy"]]()
 
 
@@ -76,13 +81,34 @@ def fall_behind(optimizer):
     optimizer._worker.finish = hears_of_the_death
 
 
+def make_no_communicators():
+    """This rank alone hears of an error in the making of one, as it may when another dies meanwhile."""
+    from mpi4py import MPI
+
+    class Failing(MPI.Intracomm):
+        def Dup(self):
+            super().Dup()
+            raise RankFailedError("for the test")
+
+    shrink = ulfm.shrink
+    ulfm.shrink = lambda MPI, comm: Failing(shrink(MPI, comm))
+
+
+def die_after(seconds, *where):
+    timer = threading.Timer(seconds, die, where)
+    timer.daemon = True
+    timer.start()
+
+
 def log_recoveries(path, dies):
-    """When each began and ended. dies: in the middle of the first one."""
+    """When each began and ended. dies: seconds after the beginning of the first one; 0: in what ranks hand over."""
     recover = recovery.recover
 
     def logged(report, transfer):
         begin = time.time()
-        result = recover(report, dies or transfer)
+        if dies:
+            die_after(dies, path.parent, path.name.removeprefix("recovered-"))
+        result = recover(report, transfer if dies != 0 else lambda _: die(path.parent, path.name.removeprefix("recovered-")))
         with path.open("a") as log:
             log.write(f"{begin} {time.time()}\n")
         return result
@@ -97,15 +123,16 @@ def main():
     born = hvd.rank()
     where, at = how["deaths"].get(str(born), (None, None))
     parameters = [torch.nn.Parameter(p) for p in initial()]
+    scaler = hvd.GradScaler("cpu", init_scale=1024.0) if how.get("scaler") else None
     optimizer = hvd.DistributedOptimizer(optimizer_of(how, parameters), [(f"p{i}", p) for i, p in enumerate(parameters)],
-                                         strategy=strategy_of(how), check_every=how.get("check_every"))  # fmt: skip
-    log_recoveries(folder / f"recovered-{born}", (lambda _: die(folder, born)) if where == "recovery" else None)
+                                         strategy=strategy_of(how), check_every=how.get("check_every"), scaler=scaler)  # fmt: skip
+    log_recoveries(folder / f"recovered-{born}", at if where == "recovery" else None)
+    if born == how.get("makes_none"):
+        make_no_communicators()
     for step in range(how["steps"]):
         now = step
         if where == "time" and step == 1:
-            timer = threading.Timer(at, die, (folder, born))
-            timer.daemon = True
-            timer.start()
+            die_after(at, folder, born)
         if step == at and where == "before":
             die(folder, born, step)
         if step == how.get("behind", {}).get(str(born)):
@@ -116,13 +143,16 @@ def main():
         if step == at and where == "backward":
             parameters[1].register_hook(lambda _: die(folder, born, step))
         optimizer.zero_grad()
-        loss.backward()
+        (loss if scaler is None else scaler.scale(loss)).backward()
         if step == at and where == "after backward":
             die(folder, born, step)
         if how.get("clip"):
             optimizer.synchronize()
             with optimizer.skip_synchronize():
                 optimizer.step()
+        elif scaler is not None:
+            scaler.step(optimizer)
+            scaler.update()
         else:
             optimizer.step()
         if step == at and where == "after":
@@ -141,6 +171,7 @@ def main():
         "residuals": {bucket.tensors[0].name: torch.from_numpy(lane.residual) for bucket, lane in lanes if hasattr(lane, "residual")},
         "steps": worker.steps, "generation": hvd.generation(), "rank": hvd.rank(), "size": hvd.size(),
     }, folder / f"end-{born}.pt")  # fmt: skip
+    sys.exit(how.get("exit"))
 
 
 if __name__ == "__main__":

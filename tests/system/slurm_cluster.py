@@ -171,12 +171,20 @@ class Cluster:
         self.until(f"job {number} {states}", lambda: self.job(number).get("JobState") in states, seconds)
         return self.job(number)
 
-    def start_again(self, number: str, restarts: int) -> None:
-        """Wait until the job has been put back into the queue, and spare it the two minutes that it waits there."""
+    def until_requeued(self, number: str, restarts: int) -> None:
+        """Wait until the job has been put back into the queue so often."""
         self.until(f"start {restarts} of job {number}",
                    lambda: int(self.job(number).get("Restarts", 0)) >= restarts)  # fmt: skip
         self.until_state(number, "PENDING")
-        # Not at once: a node takes the job of the same second for the one that it has just ended.
+
+    def start_again(self, number: str) -> None:
+        """Spare a requeued job the two minutes that it waits in the queue, when no node has anything left of it.
+
+        That is what they are for: a slurmd that is still ending the steps of one start (it was hung, its node is back) kills
+        those of the next, which have the same numbers.
+        """
+        self.until(f"end of the steps of job {number}", lambda: not list(self.folder.glob(f"spool-*/*_{number}.*")))
+        # Not at once: slurmd looks once a second whether they have ended, and tells starts apart by the second.
         self.ask("scontrol", "update", f"JobId={number}", "StartTime=now+3")
 
 

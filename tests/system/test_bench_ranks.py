@@ -44,6 +44,7 @@ def test_exchange():
 def test_observe():
     run = ranks(2, "observe.py", {"layers": 2, "elements": 2000, "batch": 2, "density": 0.01, "rounds": 2})
     assert all(len(times) == 2 for times in run["times"].values())
+    assert min(run["call_sites"]) > 0
     observe.text({"machine": {"cores": 2, "load": 0}, "run": run})
 
 

@@ -85,7 +85,8 @@ def test_a_stopped_rank_ends_all_after_the_deadline(before, said):
     after = "" if "end of its program" in said else (INIT if not before else "") + SUM
     status, output, seconds = job(3, "-c", before + stop + after, GTCBMUF_TIMEOUT_SECONDS="6", GTCBMUF_STALL_SECONDS="2")
     assert status != 0 and seconds < 40, output
-    assert said in output
+    first = "rank 2 gave up at sequence 0, after it had waited in vain for rank 1"  # rank 0 began to wait a moment later
+    assert said in output or ("rank 0 waited" in said and first in output), output
     stalled = output.count("in post_allreduce(mean=True) of 10 float32 (bucket 0), sequence 0, for the header of rank 1, since ")
     assert (stalled, output.count("gtcbmuf: stalled: rank")) == ((2, 2) if "rank 0 waited" in said else (0, 0)), output
     if stalled:

@@ -78,7 +78,7 @@ def requeue(tmp_path):
     (tmp_path / "scontrol").chmod(0o755)
 
     def run(command):
-        status, output, _ = shell(f"PATH={tmp_path}:$PATH SLURM_JOB_ID=7 exec {REQUEUE} {command}")
+        status, output, _ = shell(f"PATH={tmp_path}:$PATH SLURM_JOB_ID=7 exec {REQUEUE} {command}", tmp_path)
         return status, note.read_text() if note.exists() else "", output
 
     return run
@@ -87,6 +87,14 @@ def requeue(tmp_path):
 @pytest.mark.parametrize("status, asked", [(75, "requeue 7\n"), (0, ""), (1, ""), (138, ""), (143, "")])
 def test_what_is_requeued(requeue, status, asked):
     assert requeue(f"bash -c 'exit {status}'")[:2] == (status, asked)
+
+
+@pytest.mark.parametrize("command, status", [(f"env {REQUEUE} --rank true", 0), (f"env {REQUEUE} --rank false", 1), ("true --rank", 1)])
+def test_a_launcher_that_has_lost_a_node_and_ends_with_0_has_failed(requeue, tmp_path, command, status):
+    (tmp_path / ".ended-7").touch()  # of an earlier start
+    found, _, output = requeue(command)
+    assert found == status and ("the daemon of a node was lost" in output) == (command == "true --rank")
+    assert not (tmp_path / ".ended-7").exists()
 
 
 TAKES_ITS_TIME = """python -c '
@@ -101,8 +109,9 @@ time.sleep(20)'"""
 
 
 @pytest.mark.parametrize("number", ["SIGUSR1", "SIGUSR2", "SIGTERM"])
-def test_signals_are_passed_on_and_waited_for(requeue, number):
-    status, asked, output = requeue(TAKES_ITS_TIME.format(number))
+@pytest.mark.parametrize("rank", ["", f"env {REQUEUE} --rank "])
+def test_signals_are_passed_on_and_waited_for(requeue, number, rank):
+    status, asked, output = requeue(rank + TAKES_ITS_TIME.format(number))
     assert (status, asked) == (75, "requeue 7\n"), output
     assert "job 7, start 0, ended with 75" in output
 

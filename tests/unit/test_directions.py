@@ -10,14 +10,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 # Python: a room is a module or package below gtcbmuf/. Every room may use `errors`.
-CORE = {"config", "launcher", "groups", "agreement", "runtime", "ending", "exchange", "backends", "_core"}
+CORE = {"config", "launcher", "groups", "agreement", "runtime", "job", "ending", "exchange", "backends", "_core"}
 ALLOWED = {
     "": {"runtime", "groups", "observe", "policy", "preemption"},  # gtcbmuf/__init__.py: public names only
     "errors": set(),
     "config": set(),
     "groups": set(),
     "ulfm": set(),
-    "recovery": {"agreement", "config", "ending", "groups", "runtime", "ulfm"},
+    "recovery": {"agreement", "config", "ending", "groups", "job", "runtime", "ulfm"},
     "launcher": {"ending"},  # a bound for MPI's own waits
     "checkpoint": {""},  # for the version number
     "agreement": {"", "config"},  # "" for the version number
@@ -29,16 +29,19 @@ ALLOWED = {
     "tickets": {"_core", "backends", "exchange", "whereabouts"},  # of exchange its type only
     "exchange": {"_core", "tickets", "whereabouts"},
     "cuda_aware": {"_core", "agreement"},
-    "runtime": {"agreement", "config", "cuda_aware", "ending", "exchange", "groups", "launcher", "neighbours", "recovery", "ulfm", "windows"},
+    "job": {"agreement", "config", "cuda_aware", "ending", "exchange", "groups", "neighbours", "ulfm", "windows"},
+    "runtime": {"agreement", "config", "ending", "exchange", "groups", "job", "launcher", "recovery", "ulfm"},
     "windows": set(),
     "preemption": {"agreement", "runtime"},
     "policy": set(),  # it is given an exchange
     "simulate": {"backends", "groups", "policy"},
     "observe": set(),  # it is given exchanges and workers
-    "bound": {"observe", "policy", "runtime", "agreement"},
+    "survival": {"observe", "policy", "recovery"},
+    "arrays": {"policy"},
+    "bound": {"arrays", "observe", "policy", "runtime", "agreement", "survival"},
     "numpy": {"bound", "observe", "policy"},
     "cupy": {"bound", "device", "observe", "policy"},
-    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "recovery"} | CORE - {"_core"},
+    "torch": {"", "checkpoint", "device", "observe", "policy", "preemption", "survival"} | CORE - {"_core"},
     "plan": {"", "backends", "policy"},  # the bench is given an exchange
     "cli": {"", "checkpoint", "device", "observe", "policy", "plan"} | CORE,
 }

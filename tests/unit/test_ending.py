@@ -78,6 +78,17 @@ def test_the_hooks_are_given_back():
     assert (sys.excepthook, threading.excepthook) == before
 
 
+@pytest.mark.parametrize("status, noted", [(75, 75), (None, 0), (-1, 255), ("no data", 1)])
+def test_a_job_that_shrinks_notes_the_status_of_sys_exit(status, noted):
+    before = sys.exit
+    ending = Ending(None, types.SimpleNamespace(size=1, rank=0), [(0, "a", ("", os.getpid()))], 60, shrinks=True)
+    with pytest.raises(SystemExit) as end:
+        sys.exit(status)
+    assert (ending.status, end.value.code) == (noted, status)
+    ending.stop()
+    assert sys.exit is before
+
+
 def test_call_sites_are_outside_the_library():
     site = whereabouts.call_site()
     line = sys._getframe().f_lineno - 1

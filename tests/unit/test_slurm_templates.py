@@ -32,7 +32,8 @@ def test_each_has_what_it_needs(launch, device):
         assert sum(line.startswith(f"#SBATCH {directive}") for line in directives(name)) == 1, directive
     assert ("#SBATCH --gpus-per-node=" in text) == (device == "gpu")
     assert f"sbatch {name}" in text, "its own name"
-    assert re.search(rf'^exec ./requeue {LAUNCHES[launch]} .*\\\n +python train.py run "\$@"$', text, re.MULTILINE)
+    rank = "./requeue --rank " if "mpirun" in launch else ""
+    assert re.search(rf'^exec ./requeue {LAUNCHES[launch]} .*\\\n +{rank}python train.py run "\$@"$', text, re.MULTILINE)
     assert ("--cpus-per-task=\"$SLURM_CPUS_PER_TASK\" --wait=60" in text) == ("srun" in launch)
     assert "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK" in text and "gtcbmuf doctor" in text
     subprocess.run(["bash", "-n", FOLDER / name], check=True)
