@@ -88,8 +88,12 @@ def _ours(job: dict, strategy, **settings) -> Contestant:
     return Contestant(model, model, wrapped, **settings)
 
 
+def _gtc(job: dict) -> ours.GTC:
+    return ours.GTC(threshold=job["threshold"], bucket_bytes=job["bucket_bytes"])
+
+
 def gtc(job: dict) -> Contestant:
-    strategy = ours.GTC(threshold=job["threshold"])
+    strategy = _gtc(job)
     return _ours(job, strategy, gtc=strategy)
 
 
@@ -102,7 +106,7 @@ def bmuf(job: dict) -> Contestant:
 
 
 def _hybrid(job: dict, blocks: ours.BMUF, representatives: str = "leader", precision: float = EXACT) -> Contestant:
-    inside = ours.GTC(threshold=job["threshold"])
+    inside = _gtc(job)
     strategy = ours.Hybrid(inside, blocks, groups=job["group"], representatives=representatives)
     found = _ours(job, strategy, checks=((job["period"], precision),), period=job["period"], gtc=inside)
 
