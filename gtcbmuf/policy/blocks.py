@@ -133,9 +133,9 @@ class Blocks:
         self.mean.commit()
         return {"mean": self.mean.state(False)}
 
-    def start(self) -> np.ndarray:
-        """W_start, in the memory of the last G if that is at hand."""
-        vector, self._used_up = self._used_up, None
+    def start(self, room: np.ndarray | None = None) -> np.ndarray:
+        """W_start, in `room` if that is large enough."""
+        vector = room
         if vector is None or len(vector) != self.layout.elements:
             vector = np.empty_like(self.filter.params)
         self.filter.copy_start(vector)
@@ -159,7 +159,8 @@ class Blocks:
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
-        model.write(self.start() if self.origin is None else self.origin)
+        room, self._used_up = self._used_up, None
+        model.write(self.start(room) if self.origin is None else self.origin)
         model.at_block_boundary()
         if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
             yield from self._check_shared()

@@ -10,7 +10,7 @@ come on top, and so does what a back end needs for one message at a time:
     Dense    8 N  gradients and messages            + 4
 
     sync_dtype="bfloat16"   4 more for each participant, of rounding errors
-    sync_overlap=True       8 N more: where each began, and means under way
+    sync_overlap=True       BMUF 12 N more, Hybrid 8 N: where each began, and means under way
 
 Under MPI a rank of GTC needs 8 beside its model. The difference is what makes a refused step
 cheap to undo (docs/layers.md, two buffers a bucket): here a refused step ends the run.

@@ -45,7 +45,7 @@ def peak(strategy, workers, groups=None):
 
 @pytest.mark.parametrize("strategy, group, stated", [
     (GTC_, None, 4), (BMUF_, None, 12), (Hybrid(GTC_, BMUF_), 16, 4 + 20 / 16), (Dense(), None, 8),
-    (replace(BMUF_, sync_dtype="bfloat16"), None, 16), (replace(BMUF_, sync_overlap=True), None, 20)])  # fmt: skip
+    (replace(BMUF_, sync_dtype="bfloat16"), None, 16), (replace(BMUF_, sync_overlap=True), None, 24)])  # fmt: skip
 def test_bytes_for_each_parameter_and_worker(strategy, group, stated):
     peak(strategy, 16, group)  # compiles
     few, many = (peak(strategy, n, group) for n in (16, 48))
