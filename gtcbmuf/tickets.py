@@ -143,7 +143,8 @@ def _error(failure: dict, late: list[int]) -> GtcbmufError:
 
 def rank_failed(text: str) -> RankFailedError:
     return RankFailedError(
-        f"{text}. A rank of this job has died. Only step() and synchronize() of a DistributedOptimizer go on without it; "
+        f"{text}. A rank of this job has died. Only step() and synchronize() of a DistributedOptimizer, and "
+        "reduce_() and after_update() of what bind() gave, go on without it; "
         "to go on from here, start the job again from its checkpoint"
     )
 

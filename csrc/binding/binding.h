@@ -17,6 +17,7 @@ namespace nb = nanobind;
 
 using ReadArray = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using WriteArray = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using Address = uintptr_t;                     // of a device's memory, or a function's
 using ByteArray = nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>;
 
 // A failed call: becomes _core.CodecError(status, text).

@@ -11,8 +11,6 @@
 #include "cuda/cuda.h"
 #include "cuda/device.h"
 
-using Address = uintptr_t;
-
 static void check_cuda(gtcb_status status)
 {
     if (status == GTCB_CUDA_ERROR || status == GTCB_NO_MEMORY)

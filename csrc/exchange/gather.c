@@ -65,7 +65,6 @@ static bool lies_in_own(gtcb_op *op, uint32_t rank)
     return rank == op->exchange->rank && (op->operation == GTCB_ENCODE || op->operation == GTCB_DIRECT);
 }
 
-
 static uint8_t *body_of(gtcb_op *op, uint32_t rank)
 {
     if (lies_in_own(op, rank))

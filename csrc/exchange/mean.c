@@ -7,15 +7,17 @@ static gtcb_status make_room(gtcb_engine *engine, size_t count, gtcb_message **m
     const size_t bytes = (count * sizeof **messages + 63) / 64 * 64;
     const gtcb_executor *executor = gtcb_pool_executor(engine->pool);
     gtcb_status status = gtcb_buffer_need(&engine->decoding, bytes + gtcb_mean_scratch_bytes(count, executor));
+    if (status)
+        return status;
     *messages = (gtcb_message *)engine->decoding.data;
     *scratch = engine->decoding.data + bytes;
-    return status;
+    return GTCB_OK;
 }
 
 static gtcb_status mean_of_messages(gtcb_op *op, gtcb_mean_job *job)
 {
     gtcb_engine *engine = op->exchange->engine;
-    gtcb_message *messages;
+    gtcb_message *messages = NULL;
     job->count = op->exchange->size;
     job->elements = op->elements;
     gtcb_status status = make_room(engine, job->count, &messages, &job->scratch);
@@ -31,7 +33,7 @@ static gtcb_status mean_of_messages(gtcb_op *op, gtcb_mean_job *job)
 static gtcb_status mean_of_results(gtcb_op *op, gtcb_mean_job *job)
 {
     gtcb_engine *engine = op->exchange->engine;
-    gtcb_message *message;
+    gtcb_message *message = NULL;
     job->count = 1;
     gtcb_status status = make_room(engine, 1, &message, &job->scratch);
     job->messages = message;
