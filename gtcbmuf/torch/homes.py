@@ -30,12 +30,14 @@ class HostHome:
         return flat.numpy()
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray], gradients: Sequence[torch.Tensor]) -> None:
-        """The exchanged gradient, by way of the segments that were posted, into the tensors that they are of."""
+        """The exchanged gradient into these tensors, of which `segments` were posted and may share the memory."""
+        if bucket.dtype != "float32":  # torch rounds faster than NumPy, and without room for it
+            _copy(torch.from_numpy(worker.gradient(bucket.index)), bucket, gradients)
+            return
         worker.collect(bucket.index, segments)
         for segment, gradient in zip(segments, gradients):
             if segment.ctypes.data != gradient.data_ptr():
-                values = torch.from_numpy(segment.view(np.int16)).view(torch.bfloat16) if segment.dtype == np.uint16 else torch.from_numpy(segment)
-                gradient.copy_(values.view(gradient.shape))
+                gradient.copy_(torch.from_numpy(segment).view(gradient.shape))
 
 
 class CudaHome:
@@ -56,12 +58,16 @@ class CudaHome:
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence, gradients: Sequence[torch.Tensor]) -> None:
         """See HostHome.collect. A dense bucket's gradient is on the host."""
         values = worker.gradient(bucket.index)
-        values = torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values)
-        for gradient, offset in zip(gradients, bucket.offsets, strict=True):
-            gradient.copy_(values[offset : offset + gradient.numel()].view(gradient.shape))
+        _copy(torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values), bucket, gradients)
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:
         return torch.as_tensor(values, device=self._device)  # by the CUDA array interface: the same memory
+
+
+def _copy(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> None:
+    """float32 values of a bucket into its tensors, each in its own dtype."""
+    for gradient, offset in zip(gradients, bucket.offsets, strict=True):
+        gradient.copy_(values[offset : offset + gradient.numel()].view(gradient.shape))
 
 
 class Segment:
