@@ -46,6 +46,7 @@ static gtcb_status prepare(gtcb_op *op)
 static gtcb_status send_shard(gtcb_op *op, uint32_t i, uint32_t peer)
 {
     size_t bytes = shard(op, i).count;
+    op->batch.round++;
     gtcb_status status = bytes ? gtcb_op_send(op, shard_header(op, i), GTCB_HEADER_BYTES, peer, 0) : GTCB_OK;
     return status || !bytes ? status : gtcb_op_send(op, shard_body(op, i), bytes, peer, 0);
 }
@@ -69,6 +70,7 @@ static gtcb_status begin(gtcb_op *op)
     gtcb_status status = GTCB_OK;
     if (!is_direct(op) && gtcb_goes_around(x, shard(op, 0).count))
         return gtcb_ring_begin(op);
+    op->batch.receive_ahead = true;         /* what this rank is to pass on has to come first, whatever it waits for */
     if (x->rank == op->root) {
         for (uint32_t i = 1; i < x->size && !status; i++)
             status = send_shard(op, gtcb_peer(x, i), gtcb_peer(x, i));

@@ -67,6 +67,7 @@ static gtcb_status begin(gtcb_op *op)
         uint8_t *message = own_message(op, peer);
         if (!shard(op, peer).count)
             continue;
+        op->batch.round++;
         status = gtcb_op_send(op, message, GTCB_HEADER_BYTES, peer, 0);
         if (!status)
             status = gtcb_op_send(op, message + GTCB_HEADER_BYTES, body_bytes(message), peer, 0);

@@ -96,18 +96,17 @@ static gtcb_status begin(gtcb_op *op)
     /* Sends first, here and in gtcb_spread: where two ranks send each other long bodies, Open MPI's answer to a request to send must
        go out before the own body fills the same TCP connection, or the two bodies go one after the other. */
     for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, i), owned = is_direct(op) ? 0 : peer;
-        if (!part_bytes(op, owned))
-            continue;
-        status = gtcb_op_send(op, part_header(op, owned), GTCB_HEADER_BYTES, peer, 0);
-        if (!status)
-            status = gtcb_op_send(op, part(op, owned), part_bytes(op, owned), peer, 0);
-    }
-    for (uint32_t i = 1; i < x->size && expected && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);
-        if (!status)
-            status = gtcb_op_expect(op, slot_of(op, peer) + GTCB_HEADER_BYTES, expected, peer, 0, peer);
+        uint32_t peer = gtcb_peer(x, i), before = gtcb_peer(x, x->size - i), owned = is_direct(op) ? 0 : peer;
+        size_t leaving = part_bytes(op, owned);
+        op->batch.round++;
+        if (leaving)
+            status = gtcb_op_send(op, part_header(op, owned), GTCB_HEADER_BYTES, peer, 0);
+        if (leaving && !status)
+            status = gtcb_op_send(op, part(op, owned), leaving, peer, 0);
+        if (expected && !status)
+            status = gtcb_op_expect(op, slot_of(op, before), GTCB_HEADER_BYTES, before, 0, before);
+        if (expected && !status)
+            status = gtcb_op_expect(op, slot_of(op, before) + GTCB_HEADER_BYTES, expected, before, 0, before);
     }
     return status;
 }

@@ -73,6 +73,7 @@ static gtcb_status send_slot(gtcb_op *op, uint32_t slot)
 {
     gtcb_spans spans = op->class->spans(op, slot);
     gtcb_status status = GTCB_OK;
+    op->batch.round++;
     for (size_t i = 0; i < 2 && !status; i++)
         status = gtcb_op_send(op, spans.of[i].data, spans.of[i].bytes, next_rank(op->exchange), op->phase);
     return status;
@@ -103,12 +104,13 @@ gtcb_status gtcb_spread(gtcb_op *op, size_t longest)
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
     gtcb_span own = op->class->spans(op, x->rank).of[0];
-    for (uint32_t i = 1; i < x->size && !status; i++)
-        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), op->phase);
     for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, x->size - i);
-        gtcb_span coming = op->class->spans(op, peer).of[0];
-        status = gtcb_op_expect(op, coming.data, coming.bytes, peer, op->phase, peer);
+        uint32_t before = gtcb_peer(x, x->size - i);
+        gtcb_span coming = op->class->spans(op, before).of[0];
+        op->batch.round++;
+        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), op->phase);
+        if (!status)
+            status = gtcb_op_expect(op, coming.data, coming.bytes, before, op->phase, before);
     }
     return status;
 }

@@ -23,8 +23,7 @@ gtcb_status gtcb_batch_init(gtcb_batch *batch, const gtcb_mpi *mpi, gtcb_handle 
 void gtcb_batch_free(gtcb_batch *batch)
 {
     free(batch->pending);
-    free(batch->sends.waiting);
-    free(batch->receives.waiting);
+    free(batch->turns.waiting);
     free(batch->awaited);
     memset(batch, 0, sizeof *batch);
 }
@@ -45,7 +44,6 @@ static gtcb_request *next_request(gtcb_batch *batch)
 }
 
 static bool is_send(const gtcb_transfer *t) { return t->slot == GTCB_NO_SLOT; }
-static gtcb_turns *turns_of(gtcb_batch *batch, const gtcb_transfer *t) { return is_send(t) ? &batch->sends : &batch->receives; }
 
 static gtcb_status post(gtcb_batch *batch, const gtcb_transfer *t)
 {
@@ -59,7 +57,10 @@ static gtcb_status post(gtcb_batch *batch, const gtcb_transfer *t)
     if (batch->mpi_code)
         return GTCB_MPI_ERROR;
     batch->count++;
-    turns_of(batch, t)->taken |= t->bytes > GTCB_LARGE;
+    if (t->in_turn) {
+        batch->turns.under_way++;
+        batch->turns.round = t->round;
+    }
     return GTCB_OK;
 }
 
@@ -77,20 +78,26 @@ static gtcb_status let_wait(gtcb_turns *turns, const gtcb_transfer *t)
     return GTCB_OK;
 }
 
+static bool is_its_turn(const gtcb_turns *turns, const gtcb_transfer *t)
+{
+    return !t->in_turn || turns->under_way == 0 || turns->round == t->round;
+}
+
 /* A small one, too, waits behind others: MPI matches messages of one tag in the order of posting. */
 static gtcb_status post_in_turn(gtcb_batch *batch, const gtcb_transfer *t)
 {
-    gtcb_turns *turns = turns_of(batch, t);
-    bool waits = turns->first < turns->end || (turns->taken && t->bytes > GTCB_LARGE);
-    waits = waits && (is_send(t) || !batch->receive_ahead);
+    gtcb_turns *turns = &batch->turns;
+    bool ahead = !is_send(t) && batch->receive_ahead;
+    bool waits = !ahead && (turns->first < turns->end || !is_its_turn(turns, t));
     return waits ? let_wait(turns, t) : post(batch, t);
 }
 
 /* Those whose turn it is now. */
-static gtcb_status post_waiting(gtcb_batch *batch, gtcb_turns *turns)
+static gtcb_status post_waiting(gtcb_batch *batch)
 {
+    gtcb_turns *turns = &batch->turns;
     gtcb_status status = GTCB_OK;
-    while (!status && turns->first < turns->end && !(turns->taken && turns->waiting[turns->first].bytes > GTCB_LARGE))
+    while (!status && turns->first < turns->end && is_its_turn(turns, &turns->waiting[turns->first]))
         status = post(batch, &turns->waiting[turns->first++]);
     if (turns->first == turns->end)
         turns->first = turns->end = 0;
@@ -105,6 +112,8 @@ static gtcb_status add(gtcb_batch *batch, gtcb_transfer whole)
         gtcb_transfer piece = whole;
         piece.data = (char *)whole.data + at;
         piece.bytes = whole.bytes - at < batch->piece_bytes ? whole.bytes - at : batch->piece_bytes;
+        piece.round = batch->round;
+        piece.in_turn = piece.bytes > GTCB_LARGE && (is_send(&piece) || !batch->receive_ahead);
         status = post_in_turn(batch, &piece);
         at += piece.bytes;
         if (is_send(&piece))
@@ -119,12 +128,12 @@ static gtcb_status add(gtcb_batch *batch, gtcb_transfer whole)
 
 gtcb_status gtcb_batch_send(gtcb_batch *batch, const void *data, size_t bytes, uint32_t peer, int tag)
 {
-    return add(batch, (gtcb_transfer){(void *)(uintptr_t)data, bytes, peer, GTCB_NO_SLOT, tag});
+    return add(batch, (gtcb_transfer){.data = (void *)(uintptr_t)data, .bytes = bytes, .peer = peer, .slot = GTCB_NO_SLOT, .tag = tag});
 }
 
 gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint32_t peer, int tag, uint32_t slot)
 {
-    return add(batch, (gtcb_transfer){data, bytes, peer, slot, tag});
+    return add(batch, (gtcb_transfer){.data = data, .bytes = bytes, .peer = peer, .slot = slot, .tag = tag});
 }
 
 gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
@@ -147,14 +156,13 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
             continue;
         }
         gtcb_transfer t = request->transfer;
-        gtcb_turns *turns = turns_of(batch, &t);
         if (!is_send(&t))
             batch->awaited[t.slot]--;
-        if (t.bytes > GTCB_LARGE)
-            turns->taken = false;
+        if (t.in_turn)
+            batch->turns.under_way--;
         *request = batch->pending[--batch->count];
         ++*finished;
-        gtcb_status posted = post_waiting(batch, turns);
+        gtcb_status posted = post_waiting(batch);
         if (posted)
             return posted;
     }

@@ -55,6 +55,8 @@ typedef struct gtcb_transfer {
     uint32_t peer;
     uint32_t slot;                   /* what it belongs to; receives only: GTCB_NO_SLOT for sends */
     int tag;
+    bool in_turn;                    /* is large, and the next round waits for it */
+    uint32_t round;
 } gtcb_transfer;
 
 #define GTCB_NO_SLOT UINT32_MAX
@@ -64,16 +66,18 @@ typedef struct gtcb_request {
     gtcb_transfer transfer;
 } gtcb_request;
 
-/* Transfers above this length take turns: of a batch, one send and one receive are under way at a time. Where every rank
-   sends to every other, to its neighbours first, a network card then has one sender at a time, because MPI lets no
-   long message go before its receive is posted. Several at once overrun the queue of a switch; what is lost is
-   sent again after a timeout, and everything takes 2 to 4 times as long. */
+/* Transfers above this length take turns, by rounds: those of a round set out when all of the round before have ended, sends
+   and receives. In round i every rank sends to its i-th neighbour and hears from the one that it is the i-th of; so each
+   network card has one sender at a time. A send alone says little: it may be over, for MPI, when what it sent is
+   still on its way, and who then goes on to the next peer is its second sender. With turns of their own for sends and for receives a round
+   took 1.6 times as long. Two at once overrun the queue of a small switch, too; what is lost is sent again after a timeout. */
 #define GTCB_LARGE ((size_t)1 << 16)
 
 typedef struct gtcb_turns {
-    gtcb_transfer *waiting;          /* [first, end) for the large one that is pending, in the order in which they came */
+    gtcb_transfer *waiting;          /* [first, end) for the round that is under way, in the order in which they came */
     size_t first, end, capacity;
-    bool taken;
+    size_t under_way;                /* large transfers */
+    uint32_t round;                  /* theirs */
 } gtcb_turns;
 
 typedef struct gtcb_batch {
@@ -82,8 +86,9 @@ typedef struct gtcb_batch {
     size_t piece_bytes;
     gtcb_request *pending;
     size_t count, capacity, cursor;
-    gtcb_turns sends, receives;      /* where count is 0, none waits */
-    bool receive_ahead;              /* receives take no turns: for those that all come from one peer, which sends in turn */
+    gtcb_turns turns;                /* where count is 0, none waits */
+    uint32_t round;                  /* of what is added now */
+    bool receive_ahead;              /* receives take no turns: only senders do, as where all comes from one peer */
     uint32_t *awaited;               /* [slots] receives of each slot that have not arrived */
     size_t slots;
     uint64_t bytes_sent, bytes_received;

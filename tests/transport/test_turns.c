@@ -1,4 +1,4 @@
-/* Who may send when: large transfers of a batch take turns, small ones do not wait but behind others. */
+/* Who may send when: large transfers of a batch go by rounds, small ones do not wait but behind others. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -71,9 +71,12 @@ static void one_large_send_at_a_time(void)
     gtcb_batch b = open_batch(GTCB_PIECE_BYTES);
     send(&b, 64, 1);
     send(&b, GTCB_LARGE, 2);                     /* is not above it */
+    b.round++;
     send(&b, LONG, 3);
+    b.round++;
     send(&b, LONG, 4);
     send(&b, 64, 4);                             /* must not overtake */
+    b.round++;
     send(&b, LONG, 5);
     CHECK(count == 3 && posted[2].peer == 3);
     CHECK(b.bytes_sent == 128 + GTCB_LARGE + 3 * LONG);
@@ -87,36 +90,66 @@ static void one_large_send_at_a_time(void)
     gtcb_batch_free(&b);
 }
 
-static void receives_have_turns_of_their_own(void)
+static void a_round_ends_with_its_sends_and_its_receives(void)
 {
     gtcb_batch b = open_batch(GTCB_PIECE_BYTES);
-    receive(&b, LONG, 1);
-    receive(&b, LONG, 2);
-    send(&b, LONG, 3);
-    CHECK(count == 2 && posted[0].peer == 101 && posted[1].peer == 3);
-    CHECK(b.awaited[1] == 1 && b.awaited[2] == 1);     /* what waits is awaited */
-    CHECK(poll_after(&b, 1) == 1 && count == 2);
-    CHECK(poll_after(&b, 0) == 1 && count == 3 && posted[2].peer == 102);
-    CHECK(b.awaited[1] == 0 && b.awaited[2] == 1);
-    CHECK(poll_after(&b, 2) == 1 && b.count == 0 && b.awaited[2] == 0);
+    for (uint32_t i = 1; i < 4; i++) {
+        b.round++;
+        send(&b, 64, i);
+        send(&b, LONG, i);
+        receive(&b, LONG, 4 + i);
+    }
+    CHECK(count == 4 && posted[1].peer == 1 && posted[2].peer == 105);
+    CHECK(posted[3].peer == 2 && posted[3].bytes == 64);           /* nothing waits before it */
+    CHECK(b.awaited[5] == 1 && b.awaited[7] == 1);     /* what waits is awaited */
+    CHECK(poll_after(&b, 1) == 1 && count == 4);
+    CHECK(poll_after(&b, 2) == 1 && b.awaited[5] == 0);
+    CHECK(count == 7 && posted[4].peer == 2 && posted[5].peer == 106 && posted[6].peer == 3 && posted[6].bytes == 64);
+    CHECK(poll_after(&b, 5) == 1 && count == 7);
+    CHECK(poll_after(&b, 4) == 1 && count == 9 && posted[7].peer == 3 && posted[8].peer == 107);
+    posted[0].done = posted[3].done = posted[6].done = posted[7].done = 1;
+    CHECK(poll_after(&b, 8) == 5 && b.count == 0 && b.awaited[7] == 0);
     gtcb_batch_free(&b);
 }
 
-static void pieces_are_transfers(void)
+static void receives_that_come_ahead_hold_nobody_up(void)
 {
-    gtcb_batch b = open_batch(GTCB_LARGE + 1);
+    gtcb_batch b = open_batch(GTCB_PIECE_BYTES);
+    b.receive_ahead = true;
+    receive(&b, LONG, 1);
+    receive(&b, LONG, 2);
+    b.round++;
+    send(&b, LONG, 3);
+    b.round++;
+    send(&b, LONG, 4);
+    receive(&b, LONG, 5);
+    CHECK(count == 4 && posted[0].peer == 101 && posted[1].peer == 102 && posted[2].peer == 3 && posted[3].peer == 105);
+    CHECK(poll_after(&b, 1) == 1 && count == 4);
+    CHECK(poll_after(&b, 2) == 1 && count == 5 && posted[4].peer == 4);
+    posted[0].done = posted[3].done = 1;
+    CHECK(poll_after(&b, 4) == 3 && b.count == 0);
+    gtcb_batch_free(&b);
+}
+
+static void pieces_are_transfers_of_one_round(void)
+{
+    gtcb_batch b = open_batch(LONG);
     send(&b, 2 * LONG, 1);
-    CHECK(count == 1 && posted[0].bytes == LONG);
-    CHECK(poll_after(&b, 0) == 1 && count == 2 && posted[1].bytes == LONG);
-    CHECK(poll_after(&b, 1) == 1 && b.count == 0);
+    b.round++;
+    send(&b, LONG, 2);
+    CHECK(count == 2 && posted[0].bytes == LONG && posted[1].bytes == LONG && posted[1].peer == 1);
+    CHECK(poll_after(&b, 0) == 1 && count == 2);
+    CHECK(poll_after(&b, 1) == 1 && count == 3 && posted[2].peer == 2);
+    CHECK(poll_after(&b, 2) == 1 && b.count == 0);
     gtcb_batch_free(&b);
 }
 
 int main(void)
 {
     one_large_send_at_a_time();
-    receives_have_turns_of_their_own();
-    pieces_are_transfers();
+    a_round_ends_with_its_sends_and_its_receives();
+    receives_that_come_ahead_hold_nobody_up();
+    pieces_are_transfers_of_one_round();
     puts("turns ok");
     return 0;
 }
