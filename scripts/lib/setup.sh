@@ -85,7 +85,7 @@ install_packages() { # environment, MPI, demo|test|bench
     "$1/bin/pip" install -qq "$TORCH" ||
         die "pip could not install $TORCH. Name one that it can: TORCH='torch==X.Y.Z' $0 $*"
     # shellcheck disable=SC2086
-    "$1/bin/pip" install -qq $BUILD_TOOLS ${!packages} mpi4py numba safetensors
+    "$1/bin/pip" install -qq $BUILD_TOOLS ${!packages} mpi4py numba safetensors ml_dtypes
     install_mpi "$1" "$2"
     echo "$key" >"$stamp"
 }
