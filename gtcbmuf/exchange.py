@@ -21,7 +21,7 @@ except ImportError as error:
     ) from error
 from gtcbmuf import whereabouts
 from gtcbmuf.errors import LauncherError
-from gtcbmuf.tickets import Ticket, closed_or_broken, rank_failed
+from gtcbmuf.tickets import Ticket, closed, closed_or_broken, rank_failed
 
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
@@ -138,6 +138,11 @@ class MpiExchange:
         """Bodies through memory that all ranks share: a window of each rank, uint8 of one length, zeros at first.
         Before the first operation, and on all ranks or none; see gtcbmuf.windows."""
         self._core.share(list(windows))
+
+    def check_open(self) -> None:
+        """Raises what every post raises after an error that has closed this exchange."""
+        if (failure := self._core.failure()) is not None:
+            raise rank_failed(failure["text"]) if self.engine.death_known() else closed(failure["text"])
 
     def max_sent(self, elements: int, message_bytes: int) -> int:
         """Most elements of a bucket that a message of so many bytes is sure to hold; 0: none."""

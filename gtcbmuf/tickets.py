@@ -151,6 +151,8 @@ def rank_failed(text: str) -> RankFailedError:
 
 def closed_or_broken(error) -> GtcbmufError:
     status, text = error.args
-    if _STATUS[status] == "CLOSED":
-        return ExchangeClosedError(f"the exchange was closed by an earlier error: {text}")
-    return ExchangeError(text)
+    return closed(text) if _STATUS[status] == "CLOSED" else ExchangeError(text)
+
+
+def closed(text: str) -> ExchangeClosedError:
+    return ExchangeClosedError(f"the exchange was closed by an earlier error: {text}")

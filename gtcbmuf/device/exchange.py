@@ -49,6 +49,7 @@ class DeviceExchange:
         max_sent=None, dtype=None,
     ) -> DeviceTicket:  # fmt: skip
         """See docs/layers.md; all arrays are on the device."""
+        self.exchange.check_open()  # here, as messages set out later, and what a deadline has left under way holds its bucket
         self.flush()
         if (place := self._places.get(bucket)) is not None and place.busy:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")

@@ -40,6 +40,7 @@ class Exchange(Protocol):
     size: int
     sequence: int  # of the next operation; see docs/layers.md
 
+    def check_open(self) -> None: ...
     def max_sent(self, elements: int, message_bytes: int) -> int: ...
     def post_encode(
         self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None

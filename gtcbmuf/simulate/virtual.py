@@ -67,6 +67,9 @@ class VirtualExchange:
         """Of all ranks of this communicator together."""
         return self._channel.traffic
 
+    def check_open(self) -> None:
+        """Nothing closes it."""
+
     @property
     def sequence(self) -> int:
         """Of the next operation; may be set forward, on all ranks alike."""

@@ -11,7 +11,7 @@ from exchanges import THREADED, needs, opened, same_everywhere
 
 import gtcbmuf.numpy
 from gtcbmuf.backends import cuda
-from gtcbmuf.errors import DeviceError, ExchangeClosedError, GtcbmufError, NonFiniteError
+from gtcbmuf.errors import DeadlineError, DeviceError, ExchangeClosedError, GtcbmufError, NonFiniteError
 from gtcbmuf.groups import Groups
 from gtcbmuf.policy import BMUF, GTC, Hybrid, lockstep
 from gtcbmuf.simulate import virtual_world
@@ -223,6 +223,26 @@ def test_a_device_that_fails_in_a_sum_ends_all(threaded, cupy, core, comm, monke
         assert isinstance(caught.value, ExchangeClosedError)
         at_first_hand = "rank 1 gave up at sequence" in str(caught.value) and "CUDA reported an error" in str(caught.value)
         assert at_first_hand or "already closed (about rank 1)" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["numpy", "cupy, emulated"])
+def test_buckets_that_a_deadline_has_left_under_way(threaded, core, comm, monkeypatch, kind):
+    """Nobody has waited for them: the next steps are refused, on a device as on the host."""
+    needs(comm, 2)
+    mine = Training(kind_of(kind, monkeypatch), GTC(threshold=0.43, dense_below=0, bucket_bytes=4000), comm.rank, groups=groups_over(threaded))
+    mine.step(0)
+    if comm.rank != 0:
+        threaded.engine.timeout_seconds = 0.5
+        with pytest.raises(DeadlineError, match="rank 0"):
+            mine.step(1)
+    comm.Barrier()
+    if comm.rank == 0:
+        with pytest.raises(DeadlineError, match="waited in vain for rank 0"):
+            mine.step(1)  # whose messages, short ones, have all come
+            mine.step(2)
+    for step in (2, 3):
+        with pytest.raises(ExchangeClosedError, match="the exchange was closed by an earlier error: .* for"):
+            mine.step(step)
 
 
 class FailingIn:
