@@ -170,7 +170,9 @@ class DeviceTicket:
         """Every rank's quanta added up in rank order, by the divisor. targets: one DeviceVector [elements]."""
         (mean,) = targets
         mean.clear()
-        self._owner.codec.decode_add(self._messages, mean)
+        codec = self._owner.codec
+        add = codec.add_checked if self._owner.direct else codec.decode_add  # `wait` has checked bodies that follow their headers
+        add(self._messages, mean)
         if divisor != 1:
             mean.divide(np.float32(divisor))
 

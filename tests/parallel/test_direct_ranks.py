@@ -111,6 +111,30 @@ def test_buckets_under_way_together(threaded, comm):
             assert np.array_equal(sums.read(), values)
 
 
+def test_bodies_are_validated_once(threaded, comm, core, monkeypatch):
+    """Before anything of the step is committed; the sum reads them only to add."""
+    validated = []
+
+    class Watched:
+        def __getattr__(self, name):
+            return getattr(core, name)
+
+        def validate(self, device, messages, *rest):
+            validated.append(len(messages))
+            core.validate(device, messages, *rest)
+
+    for _ in range(2):  # bodies come to the host, and to the device
+        residual, rest, sums = vectors(threaded)
+        ticket = post(threaded, gradient(comm.rank, 0), residual, rest)
+        monkeypatch.setattr(cuda, "core", Watched())
+        ticket.wait()
+        assert validated == [comm.size]
+        ticket.decode_mean([sums], 1)
+        assert validated == [comm.size] and sums.read().any()
+        validated.clear()
+        monkeypatch.setattr(cuda, "core", core)
+
+
 def test_a_body_that_is_damaged(threaded, comm):
     """By the time that MPI takes it: found on the device by those that got it, before anything is added."""
     needs(comm, 2)
