@@ -131,6 +131,16 @@ static void decode_add(int device, const Messages &messages, Address dense, uint
                                     (void *) scratch, &launch));
 }
 
+static void decode_mean(int device, const Messages &messages, Address mean, uint64_t elements, float divisor, Address verdicts,
+                        Address scratch, Address stream, unsigned blocks)
+{
+    const std::vector<gtcb_cuda_message> table = messages_of(messages);
+    OnDevice on(device);
+    const gtcb_cuda_launch launch = launch_on(stream, blocks);
+    check_cuda(gtcb_cuda_decode_mean(table.data(), table.size(), (float *) mean, elements, divisor, (const uint32_t *) verdicts,
+                                     (void *) scratch, &launch));
+}
+
 static void block_update(int device, const std::string &dtype, uint64_t elements, Address block_delta, Address update,
                          Address params, Address start, double momentum, double lr, bool nesterov, Address stream, unsigned blocks)
 {
@@ -139,13 +149,6 @@ static void block_update(int device, const std::string &dtype, uint64_t elements
     OnDevice on(device);
     const gtcb_cuda_launch launch = launch_on(stream, blocks);
     check_cuda(gtcb_cuda_block_update(&block, &launch));
-}
-
-static void divide(int device, Address values, uint64_t elements, float divisor, Address stream, unsigned blocks)
-{
-    OnDevice on(device);
-    const gtcb_cuda_launch launch = launch_on(stream, blocks);
-    check_cuda(gtcb_cuda_divide((float *) values, elements, divisor, &launch));
 }
 
 // What a DLPack capsule says: (address, shape, strides, type code, bits, device type, device). The array must outlive it.
@@ -175,8 +178,8 @@ void bind_cuda(nb::module_ &m)
     m.def("encode", encode);
     m.def("validate", validate);
     m.def("decode_add", decode_add);
+    m.def("decode_mean", decode_mean);
     m.def("block_update", block_update);
-    m.def("divide", divide);
     m.def("copy", [](int device, Address to, Address from, size_t bytes, Address stream) {
         OnDevice on(device);
         check_cuda(gtcb_cuda_copy((void *) to, (const void *) from, bytes, (void *) stream));

@@ -43,10 +43,12 @@ gtcb_status gtcb_cuda_validate(const gtcb_cuda_message *messages, size_t count, 
    GTCB_OK nothing is written; NULL: the bodies were validated elsewhere. The bodies must not change in between. */
 gtcb_status gtcb_cuda_decode_add(const gtcb_cuda_message *messages, size_t count, float *dense, uint64_t elements,
                                  const uint32_t *verdicts, void *scratch, const gtcb_cuda_launch *launch);
-size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements);
 
-/* values[i] /= divisor, correctly rounded; float32 [elements]. */
-gtcb_status gtcb_cuda_divide(float *values, uint64_t elements, float divisor, const gtcb_cuda_launch *launch);
+/* mean[i] = (0 + q + q + ...) / divisor, the division correctly rounded; count > 0, divisor > 0. Else as
+   gtcb_cuda_decode_add. What was in `mean` is not read. */
+gtcb_status gtcb_cuda_decode_mean(const gtcb_cuda_message *messages, size_t count, float *mean, uint64_t elements, float divisor,
+                                  const uint32_t *verdicts, void *scratch, const gtcb_cuda_launch *launch);
+size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements, size_t messages);
 
 /* -- block update ---------------------------------------------------------------------------------- */
 

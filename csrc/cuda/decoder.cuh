@@ -1,9 +1,9 @@
-// What the kernels of validate and decode-add share: messages as kernels see them, and where their blocks are.
+// What the kernels that validate and that add up share: messages as kernels see them, and where their blocks are.
 #pragma once
 
 #include "cuda/device.cuh"
 
-constexpr unsigned BATCH = 8;                              // messages located at once
+constexpr unsigned BATCH = 64;                             // messages to a kernel: its arguments take less than 4 KB
 constexpr uint64_t MAX_ELEMENTS = (uint64_t)1 << 40;       // more than a device holds; so no sum of spans overflows
 
 struct Message {
@@ -29,7 +29,7 @@ inline bool decoder_is_sound(const void *scratch, const gtcb_cuda_launch *launch
     return scratch != nullptr && (uintptr_t)scratch % 16 == 0 && launch != nullptr && launch->blocks > 0;
 }
 
-Decoder lay_out_decoder(void *scratch, uint64_t elements);
+Decoder lay_out_decoder(void *scratch, uint64_t elements, size_t messages);
 // Headers and pointers of all messages are sound, and they are of that many elements.
 gtcb_status check_messages(const gtcb_cuda_message *messages, size_t count, uint64_t elements);
 Batch read_messages(const gtcb_cuda_message *messages, size_t count);      // that passed
@@ -51,12 +51,4 @@ __device__ inline uint64_t get_long_bits(const uint64_t *body, uint64_t at, unsi
     if (count <= 32)
         return get_bits(body, at, count);
     return get_bits(body, at, 32) | (uint64_t)get_bits(body, at + 32, count - 32) << 32;
-}
-
-// The upper bits of a block that thread t looks at: at most three for each element, so 96 threads see all.
-static_assert(THREADS * 32 >= 3 * BLOCK, "see above");
-__device__ inline uint32_t upper_bits_of_thread(const uint64_t *body, uint64_t uppers, const Layout &y)
-{
-    const uint64_t first = 32 * (uint64_t)threadIdx.x;
-    return first < y.upper_bits ? get_bits(body, uppers + first, (unsigned)least(32, y.upper_bits - first)) : 0;
 }

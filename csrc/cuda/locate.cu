@@ -1,19 +1,20 @@
 // Where the blocks of packed bodies are: sums over their directories, whose sums are checked on the way.
 #include "cuda/decoder.cuh"
 
-Decoder lay_out_decoder(void *scratch, uint64_t elements)
+Decoder lay_out_decoder(void *scratch, uint64_t elements, size_t messages)
 {
+    const uint64_t slots = least(messages, BATCH);
     Decoder d;
     d.places = parts(elements, BLOCK);
     d.found = (Found *)scratch;
-    d.bases = (uint64_t *)(d.found + BATCH);
-    d.offsets = d.bases + BATCH * d.places;
+    d.bases = (uint64_t *)(d.found + slots);
+    d.offsets = d.bases + slots * d.places;
     return d;
 }
 
-size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements)
+size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements, size_t messages)
 {
-    return BATCH * (sizeof(Found) + 2 * sizeof(uint64_t) * parts(elements, BLOCK));
+    return least(messages, BATCH) * (sizeof(Found) + 2 * sizeof(uint64_t) * parts(elements, BLOCK));
 }
 
 gtcb_status check_messages(const gtcb_cuda_message *messages, size_t count, uint64_t elements)

@@ -47,6 +47,14 @@ __device__ inline bool codes_are_bad(const Message &m, uint64_t *count)
 
 // -- packed --------------------------------------------------------------------------------------------------------------
 
+// The upper bits of a block that thread t looks at: at most three for each element, so 96 threads see all.
+static_assert(THREADS * 32 >= 3 * BLOCK, "see above");
+__device__ inline uint32_t upper_bits_of_thread(const uint64_t *body, uint64_t uppers, const Layout &y)
+{
+    const uint64_t first = 32 * (uint64_t)threadIdx.x;
+    return first < y.upper_bits ? get_bits(body, uppers + first, (unsigned)least(32, y.upper_bits - first)) : 0;
+}
+
 __device__ inline bool bit_is_set(const uint64_t *body, uint64_t at) { return get_bits(body, at, 1) != 0; }
 
 // The bits from `end` to the next multiple of `to`, 8 or 64.
@@ -121,7 +129,7 @@ gtcb_status gtcb_cuda_validate(const gtcb_cuda_message *messages, size_t count, 
     const gtcb_status status = check_messages(messages, count, elements);
     if (status != GTCB_OK)
         return status;
-    const Decoder d = lay_out_decoder(scratch, elements);
+    const Decoder d = lay_out_decoder(scratch, elements, count);
     for (size_t first = 0; first < count; first += BATCH) {
         const size_t now = least(count - first, BATCH);
         const Batch batch = read_messages(messages + first, now);

@@ -160,17 +160,24 @@ class CudaCodec:
         the stream.
         """
         if messages:
-            found, enqueue = self._adding(messages, dense)
+            found, enqueue = self._summing(messages, dense, core.decode_add)
             enqueue()
             self._heed_verdicts(found)
 
-    def add_checked(self, messages, dense) -> None:
-        """decode_add of messages that `check` has found sound and nobody has changed since. Enqueues the sum."""
-        if messages:
-            target = self._float32("dense", dense, None, write=True)
-            placed = DeviceMessages(messages, target.elements, self.buffers, self.stream).on_device()
-            _, *rest = self._workplace(len(messages), target.elements)
-            core.decode_add(self.device, placed, target.address, target.elements, NO_VERDICTS, *rest)
+    def decode_mean(self, messages, mean, divisor: float, *, checked: bool = False) -> None:
+        """mean[i] = (0 + q + q + ...) / divisor, in float32, of the messages (at least one) in their order. Else as decode_add.
+
+        checked: `check` has found them sound, and nobody has changed them since: enqueues the sum, and nothing else.
+        """
+        found, enqueue = self._averaging(messages, mean, divisor, checked)
+        enqueue()
+        if not checked:
+            self._heed_verdicts(found)
+
+    def averaging(self, messages, mean, divisor: float) -> Callable[[], None]:
+        """decode_mean in two: the messages are on the device when this returns; calling what it gives
+        enqueues check and mean, and waits for nothing. Good until the codec's next call."""
+        return self._averaging(messages, mean, divisor, False)[1]
 
     def check(self, messages, elements: int) -> None:
         """The checks of decode_add, and nothing else, of messages of so many elements. Waits."""
@@ -179,26 +186,26 @@ class CudaCodec:
             core.validate(self.device, found.on_device(), elements, *self._workplace(len(found), elements))
             self._heed_verdicts(found)
 
-    def adding(self, messages, dense) -> Callable[[], None]:
-        """decode_add in two: the messages are on the device when this returns; calling what it gives
-        enqueues check and sum, and waits for nothing. Good until the codec's next call."""
-        return self._adding(messages, dense)[1]
+    def _averaging(self, messages, mean, divisor, checked):
+        return self._summing(messages, mean, core.decode_mean, float(np.float32(divisor)), checked=checked)
 
-    def _adding(self, messages, dense) -> tuple[DeviceMessages, Callable[[], None]]:
-        target = self._float32("dense", dense, None, write=True)
+    def _summing(self, messages, target, kernel, *divisor, checked=False) -> tuple[DeviceMessages, Callable[[], None]]:
+        target = self._float32("dense", target, None, write=True)
         found = DeviceMessages(messages, target.elements, self.buffers, self.stream)
         placed, workplace = found.on_device(), self._workplace(len(found), target.elements)
+        verdicts, *rest = workplace
 
         def enqueue():
-            core.validate(self.device, placed, target.elements, *workplace)
-            core.decode_add(self.device, placed, target.address, target.elements, *workplace)
+            if not checked:
+                core.validate(self.device, placed, target.elements, *workplace)
+            kernel(self.device, placed, target.address, target.elements, *divisor, NO_VERDICTS if checked else verdicts, *rest)
 
         return found, enqueue
 
     def _workplace(self, messages: int, elements: int) -> tuple[int, int, int, int]:
         """Of a decoder: its verdicts, its scratch memory, its stream and its grid."""
-        verdicts, scratch = self._room("verdicts", 4 * messages), self._room("decode scratch", core.decode_scratch_bytes(elements))
-        return verdicts, scratch, self.stream, self.blocks
+        scratch = self._room("decode scratch", core.decode_scratch_bytes(elements, messages))
+        return self._room("verdicts", 4 * messages), scratch, self.stream, self.blocks
 
     def _heed_verdicts(self, messages: DeviceMessages) -> None:
         found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32).tolist()

@@ -169,12 +169,7 @@ class DeviceTicket:
     def decode_mean(self, targets, divisor: float) -> None:
         """Every rank's quanta added up in rank order, by the divisor. targets: one DeviceVector [elements]."""
         (mean,) = targets
-        mean.clear()
-        codec = self._owner.codec
-        add = codec.add_checked if self._owner.direct else codec.decode_add  # `wait` has checked bodies that follow their headers
-        add(self._messages, mean)
-        if divisor != 1:
-            mean.divide(np.float32(divisor))
+        self._owner.codec.decode_mean(self._messages, mean, divisor, checked=self._owner.direct)  # then `wait` has done it
 
 
 def _joined(message: np.ndarray, body: int | np.ndarray | None):

@@ -40,11 +40,6 @@ class DeviceVector:
         if self._memory is not None:
             cuda.core.zero(self._codec.device, self._memory.address, self.nbytes, self._codec.stream)
 
-    def divide(self, divisor: np.float32) -> None:
-        """Each element by the divisor, on the codec's stream, to the bits of NumPy's division."""
-        codec = self._codec
-        cuda.core.divide(codec.device, self.address, self._elements, float(divisor), codec.stream, codec.blocks)
-
     def read(self) -> np.ndarray:
         """A copy on the host. Waits."""
         if self._memory is None:

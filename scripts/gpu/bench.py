@@ -1,4 +1,4 @@
-"""Encode, decode-add and block update on a GPU, and what others need for the same, timed by CUDA events.
+"""Encode, the mean of messages and block update on a GPU, and what others need for the same, timed by CUDA events.
 
 Of every figure the message or the sum is first compared with the host's codec. Inputs are larger than
 the L2 cache. Encode moves 12 bytes an element at least (gradient and residual in, residual out); its
@@ -112,7 +112,7 @@ def encode_rows(codec, elements: int) -> list[dict]:
     return rows
 
 
-def decode_rows(codec, elements: int, density: float = 0.01) -> list[dict]:
+def mean_rows(codec, elements: int, density: float = 0.01) -> list[dict]:
     rows = []
     for count in MESSAGES:
         messages = [native.encode([g := np.random.default_rng(i).standard_normal(elements, dtype=np.float32)],
@@ -121,12 +121,11 @@ def decode_rows(codec, elements: int, density: float = 0.01) -> list[dict]:
         messages = (messages * count)[:count]
         expected, dense = np.zeros(elements, np.float32), OnDevice(elements)
         native.decode_add(messages, expected)
-        dense.upload(np.zeros(elements, np.float32))
-        codec.decode_add(messages, dense)
-        if not np.array_equal(dense.read(), expected):
-            raise WrongResult(f"decode-add of {count} messages: another sum than the host's")
-        add = codec.adding(messages, dense)
-        rows.append({"elements": elements, "density": density, "messages": count, "ms": milliseconds(add)})
+        codec.decode_mean(messages, dense, count)
+        if not np.array_equal(dense.read(), expected / np.float32(count)):
+            raise WrongResult(f"the mean of {count} messages: another than the host's")
+        mean = codec.averaging(messages, dense, count)
+        rows.append({"elements": elements, "density": density, "messages": count, "ms": milliseconds(mean)})
     return rows
 
 
@@ -150,7 +149,7 @@ def measure(largest: int = LARGEST, smallest: int = SMALLEST, deadline: float = 
     small = min(smallest, largest)
     parts = {
         "encode": lambda: encode_rows(codec, small),
-        "decode_add": lambda: decode_rows(codec, small),
+        "decode_mean": lambda: mean_rows(codec, small),
         "block_update": lambda: block_row(codec, small),
         "peers": lambda: peer_rows(small),
         "encode_large": lambda: encode_rows(codec, largest) if largest > small else [],

@@ -52,9 +52,9 @@ def text(content: dict) -> str:
                  "Medians by CUDA events; every result was compared with the host's codec first.")  # fmt: skip
     if rows := [*b.get("encode", []), *b.get("encode_large", [])]:
         parts.append(_encode(rows))
-    if rows := b.get("decode_add"):
+    if rows := b.get("decode_mean"):
         lines = [[f"{r['elements']:,}", f"{100 * r['density']:g} %", str(r["messages"]), f"{r['ms']:.3f}"] for r in rows]
-        parts.append(_table(["elements", "density", "messages", "decode-add [ms]"], lines))
+        parts.append(_table(["elements", "density", "messages", "check and mean [ms]"], lines))
     if row := b.get("block_update"):
         parts.append(f"Block update of {row['elements']:,} elements: {row['ms']:.3f} ms, {100 * row['of_copy']:.0f} % of "
                      "the copy's bandwidth at 24 bytes an element.")  # fmt: skip

@@ -62,6 +62,12 @@ inline unsigned __ballot_sync(unsigned, int predicate)
         bits |= (unsigned)lanes[i] << i;
     return bits;
 }
+inline unsigned long long __shfl_sync(unsigned, unsigned long long value, unsigned lane)
+{
+    uint64_t lanes[32];
+    emulation::exchange(emulation::SHUFFLE, value, lanes);
+    return lanes[lane];
+}
 inline unsigned long long __shfl_up_sync(unsigned, unsigned long long value, unsigned by)
 {
     uint64_t lanes[32];

@@ -83,7 +83,7 @@ static void count_case(const bucket *b, const encoded *e)
 
 static uint32_t verdict(const void *header, const void *body, uint64_t elements, unsigned blocks)
 {
-    array scratch = exact(gtcb_cuda_decode_scratch_bytes(elements), 16);
+    array scratch = exact(gtcb_cuda_decode_scratch_bytes(elements, 1), 16);
     uint32_t found = 99;
     const gtcb_cuda_message m = {header, body};
     gtcb_status status = gtcb_cuda_validate(&m, 1, elements, &found, scratch.data, &(gtcb_cuda_launch){NULL, blocks});
@@ -125,14 +125,16 @@ static void compare_verdicts(const encoded *e, uint64_t elements)
     drop(body);
 }
 
+#define MESSAGES 80
+
 static bool same_floats(const float *a, const float *b, size_t n) { return memcmp(a, b, 4 * n) == 0; }
 
 static void compare_sums(const encoded *messages, size_t count, size_t n)
 {
-    gtcb_message scalar[20];
-    gtcb_cuda_message cuda[20];
-    uint32_t verdicts[20];
-    array expected = exact(4 * n, 4), found = exact(4 * n, 4), scratch = exact(gtcb_cuda_decode_scratch_bytes(n), 16);
+    gtcb_message scalar[MESSAGES];
+    gtcb_cuda_message cuda[MESSAGES];
+    uint32_t verdicts[MESSAGES];
+    array expected = exact(4 * n, 4), found = exact(4 * n, 4), scratch = exact(gtcb_cuda_decode_scratch_bytes(n, count), 16);
     const gtcb_cuda_launch launch = {NULL, 1 + (unsigned)below(&rng, 6)};
     for (size_t i = 0; i < n; i++)
         ((float *)expected.data)[i] = i % 3 == 0 ? -0.0f : i % 3 == 1 ? 0x1p-149f : (float)uniform(&rng);
@@ -151,6 +153,15 @@ static void compare_sums(const encoded *messages, size_t count, size_t n)
     verdicts[count - 1] ^= 1;
     CHECK(gtcb_cuda_decode_add(cuda, count, found.data, n, below(&rng, 2) ? verdicts : NULL, scratch.data, &launch) == GTCB_OK, "cuda");
     CHECK(same_floats(found.data, expected.data, n), "another sum of %zu messages of %zu elements", count, n);
+
+    const float divisor = (float)(1 + below(&rng, 70));
+    memset(expected.data, 0, 4 * n);
+    CHECK(gtcb_decode_add(&gtcb_scalar, scalar, count, expected.data, n, NULL) == GTCB_OK, "scalar");
+    for (size_t i = 0; i < n; i++)
+        ((float *)expected.data)[i] /= divisor;
+    memset(found.data, 0xFF, 4 * n);        /* NaN: what was there is not read */
+    CHECK(gtcb_cuda_decode_mean(cuda, count, found.data, n, divisor, verdicts, scratch.data, &launch) == GTCB_OK, "cuda");
+    CHECK(same_floats(found.data, expected.data, n), "another mean of %zu messages of %zu elements", count, n);
     drop(before);
     drop(expected);
     drop(found);
@@ -188,6 +199,27 @@ static void one_case(size_t n, gtcb_dtype dtype, pattern p, double density)
     compare_sums(messages, count, n);
     for (size_t i = 0; i < count; i++)
         drop_encoded(&messages[i]);
+}
+
+/* Many messages of all kinds, and more than go into one kernel, across the borders of tiles. */
+static void compare_many(size_t n)
+{
+    static const double densities[] = {0.0003, 0.02, 0.2, 0.9, 0, 0.005};
+    static const size_t counts[] = {1, 2, 8, 64, 71};
+    encoded of[6], messages[MESSAGES];
+    for (unsigned i = 0; i < 6; i++) {
+        bucket b = make(n, (gtcb_dtype)(i % 4), RANDOM, densities[i], 3);
+        of[i] = encode_scalar(&b);
+        count_case(&b, &of[i]);
+        drop_bucket(&b);
+    }
+    for (size_t c = 0; c < 5; c++) {
+        for (size_t i = 0; i < counts[c]; i++)
+            messages[i] = of[below(&rng, 6)];
+        compare_sums(messages, counts[c], n);
+    }
+    for (unsigned i = 0; i < 6; i++)
+        drop_encoded(&of[i]);
 }
 
 /* -- block update ----------------------------------------------------------------------------------------------------------- */
@@ -252,6 +284,9 @@ static void refuse_arguments(void)
     const gtcb_cuda_message m = {message, message + GTCB_HEADER_BYTES};
     uint32_t verdict_of[1];
     CHECK(gtcb_cuda_decode_add(&m, 1, values, 8, NULL, memory, &one) == GTCB_OK, "a sound message");
+    CHECK(gtcb_cuda_decode_mean(&m, 1, values, 8, 1, NULL, memory, &one) == GTCB_OK, "a sound message");
+    CHECK(gtcb_cuda_decode_mean(&m, 0, values, 8, 1, NULL, memory, &one) == GTCB_BAD_ARGUMENT, "the mean of nothing");
+    CHECK(gtcb_cuda_decode_mean(&m, 1, values, 8, 0, NULL, memory, &one) == GTCB_BAD_ARGUMENT, "divisor = 0");
     CHECK(gtcb_cuda_decode_add(&m, 1, values, 9, NULL, memory, &one) == GTCB_MISMATCH, "another number of elements");
     CHECK(gtcb_cuda_validate(&m, 1, 9, verdict_of, memory, &one) == GTCB_MISMATCH, "another number of elements");
     message[20] ^= 1;
@@ -275,6 +310,7 @@ int main(int argc, char **argv)
         one_case(any_size(), dtype, (pattern)below(&rng, PATTERNS), densities[i % 7]);
     }
     one_case(150000, (gtcb_dtype)below(&rng, 4), RANDOM, 0.25);      /* more blocks than a warp has lanes */
+    compare_many(2 * 8192 + 1 + below(&rng, 5));
     compare_blocks();
     refuse_arguments();
     printf("%lu cases: %lu words, %lu packed, %lu dense, %lu capped, %lu announcements, %lu bodies refused\n", cases,

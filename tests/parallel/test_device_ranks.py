@@ -210,7 +210,7 @@ def test_a_device_that_fails_in_a_sum_ends_all(threaded, cupy, core, comm, monke
     mine = Training(cupy, GTC(threshold=0.43, dense_below=0), comm.rank, groups=groups_over(threaded))
     mine.step(0)
     if comm.rank == 1:
-        monkeypatch.setattr(cuda, "core", FailingIn(core, "decode_add"))
+        monkeypatch.setattr(cuda, "core", FailingIn(core, "decode_mean"))
         with pytest.raises(DeviceError, match="rank 1: its device has failed.*The exchange is closed"):
             mine.step(1)
     else:

@@ -32,7 +32,7 @@ def test_what_is_measured(measured):
     assert [r["density"] for r in content["encode"]] == list(bench.DENSITIES)
     assert {r["elements"] for r in content["encode"]} == {9_000}
     assert {r["elements"] for r in content["encode_large"]} == {20_000}
-    assert [r["messages"] for r in content["decode_add"]] == [8, 64]
+    assert [r["messages"] for r in content["decode_mean"]] == [8, 64]
     row = content["encode"][0]
     assert row["of_copy"] == pytest.approx(12 * 9_000 / (1e-3 * row["ms"]) / row["copy_bytes_a_second"])
     assert all("missing" in r or "ms" in r for r in content["peers"])
