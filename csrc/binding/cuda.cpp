@@ -18,11 +18,15 @@ static void check_cuda(gtcb_status status)
     check(status);
 }
 
-// Makes a device the one that CUDA works with, while it lives.
+// Makes a device the one that CUDA works with, while it lives. Where it is already it stays: to set a device makes a context there.
 struct OnDevice {
-    int previous = 0;
-    explicit OnDevice(int device) { check_cuda(gtcb_cuda_enter(device, &previous)); }
-    ~OnDevice() { gtcb_cuda_leave(previous); }
+    int device, previous = 0;
+    explicit OnDevice(int d) : device(d) { check_cuda(gtcb_cuda_enter(device, &previous)); }
+    ~OnDevice()
+    {
+        if (previous != device)
+            gtcb_cuda_leave(previous);
+    }
     OnDevice(const OnDevice &) = delete;
 };
 
@@ -42,17 +46,27 @@ struct DeviceMemory {
 struct PinnedMemory {
     size_t bytes;
     void *memory = nullptr;
-    explicit PinnedMemory(size_t b) : bytes(b) { check_cuda(gtcb_cuda_allocate_pinned(bytes, &memory)); }
+    PinnedMemory(int device, size_t b) : bytes(b)
+    {
+        OnDevice on(device);                   // in its context, not in one of the current device
+        check_cuda(gtcb_cuda_allocate_pinned(bytes, &memory));
+    }
     ~PinnedMemory() { gtcb_cuda_free_pinned(memory); }
     PinnedMemory(const PinnedMemory &) = delete;
 };
 
 struct Event {
+    int device;
     void *event = nullptr;
-    explicit Event(int device)
+    explicit Event(int d) : device(d)
     {
         OnDevice on(device);
         check_cuda(gtcb_cuda_event_create(&event));
+    }
+    void record(Address stream) const
+    {
+        OnDevice on(device);                   // of which stream 0 is then
+        check_cuda(gtcb_cuda_event_record(event, (void *) stream));
     }
     ~Event() { gtcb_cuda_event_destroy(event); }
     Event(const Event &) = delete;
@@ -203,7 +217,7 @@ void bind_cuda(nb::module_ &m)
         .def_ro("bytes", &DeviceMemory::bytes)
         .def_prop_ro("address", [](DeviceMemory &memory) { return (Address) memory.memory; });
     nb::class_<PinnedMemory>(m, "PinnedMemory")
-        .def(nb::init<size_t>())
+        .def(nb::init<int, size_t>())
         .def_prop_ro("address", [](PinnedMemory &memory) { return (Address) memory.memory; })
         .def_prop_ro("array", [](nb::handle_t<PinnedMemory> self) {
             PinnedMemory &memory = nb::cast<PinnedMemory &>(self);
@@ -211,7 +225,7 @@ void bind_cuda(nb::module_ &m)
         });
     nb::class_<Event>(m, "Event")
         .def(nb::init<int>())
-        .def("record", [](Event &event, Address stream) { check_cuda(gtcb_cuda_event_record(event.event, (void *) stream)); })
+        .def("record", &Event::record)
         .def("wait", [](Event &event) {
             gtcb_status status;
             {

@@ -11,11 +11,11 @@ __global__ void __launch_bounds__(THREADS) sum_messages(Decoder d, Batch batch, 
     if (__syncthreads_or(refused))
         return;
     clear_planes(&tile);
-    for (uint64_t first = blockIdx.x * (uint64_t)TILE; first < s.elements; first += gridDim.x * (uint64_t)TILE)
-        sum_tile(&tile, d, batch, count, s, first);
+    sum_tile(&tile, d, batch, count, s, blockIdx.x * (uint64_t)TILE);
 }
 
-// More messages than a batch has: the sum so far is read again.
+// A tile to a block: how many run at once depends on the shared memory of the device. More messages than a batch has: the sum so
+// far is read again.
 static gtcb_status sum_all(const gtcb_cuda_message *messages, size_t count, Sum s, const uint32_t *verdicts, void *scratch,
                            const gtcb_cuda_launch *launch)
 {
@@ -25,7 +25,7 @@ static gtcb_status sum_all(const gtcb_cuda_message *messages, size_t count, Sum 
     if (status != GTCB_OK || s.elements == 0)
         return status;
     const Decoder d = lay_out_decoder(scratch, s.elements, count);
-    const unsigned blocks = (unsigned)least(launch->blocks, parts(s.elements, TILE));
+    const unsigned blocks = (unsigned)parts(s.elements, TILE);
     const float divisor = s.divisor;
     for (size_t first = 0, now; first == 0 || first < count; first += now, s.fresh = false) {
         now = least(count - first, BATCH);

@@ -4,7 +4,7 @@
 #include "cuda/device.cuh"
 
 constexpr unsigned BATCH = 64;                             // messages to a kernel: its arguments take less than 4 KB
-constexpr uint64_t MAX_ELEMENTS = (uint64_t)1 << 40;       // more than a device holds; so no sum of spans overflows
+constexpr uint64_t MAX_ELEMENTS = (uint64_t)1 << 40;       // more than a device holds; so no sum of spans or grid overflows
 
 struct Message {
     const uint64_t *body;

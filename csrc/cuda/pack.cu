@@ -66,7 +66,7 @@ __device__ inline uint64_t write_words(const Encoder &e)
 {
     const uint64_t sent = e.plan->sent;
     uint64_t sum = 0;
-    for (uint64_t i = blockIdx.x * THREADS + threadIdx.x; 2 * i < sent; i += gridDim.x * THREADS) {
+    for (uint64_t i = blockIdx.x * (uint64_t)THREADS + threadIdx.x; 2 * i < sent; i += gridDim.x * (uint64_t)THREADS) {
         const uint64_t high = 2 * i + 1 < sent ? word_numbered(e, 2 * i + 1) : 0;
         const uint64_t both = word_numbered(e, 2 * i) | high << 32;
         body_of(e)[i] = both;

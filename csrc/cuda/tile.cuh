@@ -117,7 +117,7 @@ __device__ inline void mark_message(const Decoder &d, unsigned slot, const Messa
 
 // -- adding ------------------------------------------------------------------------------------------------------------------
 
-// Leaves the planes empty.
+// And empties the planes.
 __device__ inline void add_planes(Tile *tile, const Message *messages, unsigned count)
 {
     for (unsigned word = threadIdx.x; word < TILE_WORDS; word += THREADS)
@@ -138,7 +138,7 @@ __device__ inline void clear_planes(Tile *tile)
         tile->planes[i] = 0;
 }
 
-// Planes are empty, before and after. A thread loads and writes the same sums: those of the last tile are written by then.
+// The planes are empty.
 __device__ inline void sum_tile(Tile *tile, const Decoder &d, const Batch &batch, unsigned count, const Sum &s, uint64_t first)
 {
     const Range r = {first, least(first + TILE, s.elements)};

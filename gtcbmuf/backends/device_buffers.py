@@ -27,7 +27,7 @@ class Buffers:
     def pinned(self, size: int) -> np.ndarray:
         """uint8, at least so many: the one staging place, good until it is asked for again."""
         if self._pinned is None or len(self._pinned.array) < size:
-            self._pinned = self._core.PinnedMemory(size)
+            self._pinned = self._core.PinnedMemory(self._device, size)
         return self._pinned.array
 
     def to_host(self, address: int, size: int, stream: int) -> np.ndarray:

@@ -31,7 +31,7 @@ class Place:
         """Copies the first bytes of what has been encoded to `message`, on the codec's stream."""
         length = self._first if self._direct else message.bytes
         if self._pinned is None or len(self._pinned.array) < length:
-            self._pinned = cuda.core.PinnedMemory(length)
+            self._pinned = cuda.core.PinnedMemory(self.codec.device, length)
         if self._wanted:  # here, where a rank that has no memory can still tell the others
             self.room = self.codec.buffers.room(f"bodies {self._bucket}", self._wanted, self.codec.stream)
         self.device_message, self.busy = message, True

@@ -300,6 +300,19 @@ def test_another_device(codec, two_devices):
         codec.encode(on_device(gradient), *on_device(residual, residual.copy()), 1.0)
 
 
+def test_the_default_stream_of_a_device_that_is_not_the_current_one(codec, native, two_devices):
+    """0 is a stream of whatever device is current: here of device 0. Pinned memory, too, belongs to the context of one."""
+    gradient, residual = bucket(3000, "float32")
+    rest, expected_rest, mean = np.empty_like(residual), np.empty_like(residual), np.empty_like(residual)
+    there = cuda.CudaCodec(1, stream=0)
+    arrays = [FakeDeviceArray(array, device=1) for array in (gradient, residual, rest, mean)]
+    message = there.encode(arrays[:1], arrays[1], arrays[2], 1.0)
+    assert bytes(message) == bytes(native.encode([gradient], residual, expected_rest, 1.0))
+    there.decode_mean([message, message, message], arrays[3], 3)
+    assert np.array_equal(mean, gradient + residual - expected_rest) and np.array_equal(rest, expected_rest)
+    assert two_devices.device_of(two_devices.PinnedMemory(1, 64).address) == 1
+
+
 def test_without_cuda(monkeypatch):
     monkeypatch.setattr(cuda, "core", None)
     assert not cuda.is_built()
