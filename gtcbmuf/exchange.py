@@ -148,6 +148,10 @@ class MpiExchange:
         """Most elements of a bucket that a message of so many bytes is sure to hold; 0: none."""
         return _core.max_sent(elements, message_bytes)
 
+    def checksum(self, array: np.ndarray) -> int:
+        """64 bits of the bytes of a contiguous array [n]."""
+        return _core.checksum(array.view(np.uint8))
+
     def post_encode(
         self, bucket, segments: Sequence, residual_in, residual_out, threshold, *,
         max_sent=None, dtype=None,

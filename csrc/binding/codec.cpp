@@ -156,7 +156,9 @@ static void decode_add(nb::handle list, WriteArray dense, nb::object variant_nam
 
 static uint64_t checksum(Message data, nb::object variant_name)
 {
-    return gtcb_checksum(variant_named(variant_name), data.data(), data.size());
+    const gtcb_variant *variant = variant_named(variant_name);
+    nb::gil_scoped_release released;
+    return gtcb_checksum(variant, data.data(), data.size());
 }
 
 static nb::list variants()

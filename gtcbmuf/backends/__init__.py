@@ -104,6 +104,9 @@ class Codec(Protocol):
     def message_capacity(self, n: int) -> int:
         """Bytes that hold any message of n elements: 64 + ceil(n / 4)."""
 
+    def checksum(self, data: np.ndarray) -> int:
+        """S of docs/message-format.md, 64 bits, of contiguous uint8 [n]."""
+
 
 _NOT_BUILT = "back end native: the extension gtcbmuf._core is not built"
 

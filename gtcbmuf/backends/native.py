@@ -95,6 +95,10 @@ class NativeCodec:
         """See gtcbmuf.backends.Codec.message_capacity."""
         return _core.message_capacity(n)
 
+    def checksum(self, data):
+        """See gtcbmuf.backends.Codec.checksum."""
+        return _core.checksum(data, self.variant)
+
 
 def variants() -> list[tuple[str, bool]]:
     """(name, whether this CPU supports it) of each variant in the extension, scalar first."""

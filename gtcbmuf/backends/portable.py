@@ -36,6 +36,7 @@ if sys.byteorder != "little":
 
 __all__ = [
     "bound",
+    "checksum",
     "decode_add",
     "encode",
     "max_sent",
@@ -200,6 +201,11 @@ def _check_addable(header: Header, elements: int) -> None:
             f"message from rank {header.sender}, bucket {header.bucket}: {header.elements} "
             f"elements, dense has {elements}"
         )
+
+
+def checksum(data):
+    """See gtcbmuf.backends.Codec.checksum."""
+    return int(kernels.checksum(_padded(data)))
 
 
 def _parse(message) -> tuple[Header, np.ndarray]:

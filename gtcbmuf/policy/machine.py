@@ -22,7 +22,7 @@ from gtcbmuf.policy.gradients import GradientExchange, Lane
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.measures import measures
 from gtcbmuf.policy.noblocks import NoBlocks
-from gtcbmuf.policy.replicas import check_replicas
+from gtcbmuf.policy.replicas import check_replicas, digest_of
 from gtcbmuf.policy.saved import Saved
 from gtcbmuf.policy.strategy import Strategy, describe
 from gtcbmuf.policy.survivor import Survivor
@@ -195,7 +195,7 @@ class Machine(Saved, Survivor):
             "parameters (name, shape, dtype, order)": digest(self.layout.fingerprint),
             "check_every": self.check_every or 0,
             "number of steps or blocks done": self._blocks.blocks or self.steps,
-            "model; broadcast the parameters from rank 0 first": digest(*shared),
+            "model; broadcast the parameters from rank 0 first": digest_of(self.groups.world, self.layout, *shared),
         }
         del shared  # while this waits for others, their vectors need the memory
         yield from agree(self.groups.world, facts)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.policy.agreement import agree, digest
+from gtcbmuf.policy.agreement import agree
+from gtcbmuf.policy.replicas import digest_of
 from gtcbmuf.policy.worker import Model
 
 SHARED_BY_LANES = ("threshold", "average_sent")  # the same on all ranks that exchange gradients
@@ -100,10 +101,11 @@ class Survivor:
     def rejoin(self, model: Model) -> Iterator[None]:
         """As `start`, after `succeed`: MismatchError, on all ranks, unless those that share a model have the same one."""
         shared = self._blocks.shared if self._blocks.begun else [self._read(model)]
-        yield from agree(self.groups.world, {"number of blocks": self._blocks.blocks, "model after a death": digest(*shared)})
+        facts = {"number of blocks": self._blocks.blocks, "model after a death": digest_of(self.groups.world, self.layout, *shared)}
+        yield from agree(self.groups.world, facts)
         if self._gradients is not None:
-            facts = {"number of steps": self.steps, "model after a death": digest(self._read(model))}
-            yield from agree(self._gradients.exchange, facts)
+            own = digest_of(self.groups.world, self.layout, self._read(model))
+            yield from agree(self._gradients.exchange, {"number of steps": self.steps, "model after a death": own})
         self._blocks.check_every = self.check_every
         self._started = True
         self._resume()

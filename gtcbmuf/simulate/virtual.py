@@ -84,6 +84,9 @@ class VirtualExchange:
     def max_sent(self, elements: int, message_bytes: int) -> int:
         return self._channel.codec.max_sent(elements, message_bytes)
 
+    def checksum(self, array) -> int:
+        return self._channel.codec.checksum(array.view(np.uint8))
+
     def post_encode(
         self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None
     ) -> VirtualTicket:

@@ -233,3 +233,13 @@ def test_bounds_are_the_oracle_s(codec, n, part):
     assert k <= m <= n and oracle.bound(n, m) <= cap
     assert m == n or oracle.bound(n, m + 1) > cap
     assert codec.max_sent(n, 63) == 0
+
+
+@every_codec
+@pytest.mark.parametrize("first", [0, 4])
+def test_checksums_are_those_of_the_format(codec, first):
+    """Of any length, and from an address that is no word's, as parameters of a model have."""
+    data = np.random.default_rng(1).integers(0, 256, 300, np.uint8)
+    for length in (0, 1, 4, 7, 8, 63, 64, 65, 100, 256):
+        part = data[first : first + length]
+        assert codec.checksum(part) == oracle.checksum(part.tobytes())
