@@ -39,6 +39,7 @@ class BoundParams(Surviving):
         self._groups = self._observer.groups
         self._worker = strategy.worker(tensors, self._groups)
         self._worker.check_every = self._check_every = check_every
+        self._worker.survives = not self._virtual and _shrinks()
         self._optimizer_state, self._samples = list(optimizer_state), None
         self._taken: np.ndarray | None = None  # the parameters as others have updated them in this step
         self._block_ended = False  # in reduce_, where this rank took it over
@@ -203,8 +204,14 @@ class BoundParams(Surviving):
         return arrays
 
 
-def _process_groups(strategy: Strategy, kind: Kind):
+def _shrinks() -> bool:
     from gtcbmuf import runtime  # virtual workers do without MPI
+
+    return runtime.shrinks()
+
+
+def _process_groups(strategy: Strategy, kind: Kind):
+    from gtcbmuf import runtime
 
     if runtime.shrinks():
         check_survivable(strategy)
@@ -214,9 +221,7 @@ def _process_groups(strategy: Strategy, kind: Kind):
 
 
 def _refuse_to_join() -> None:
-    from gtcbmuf import runtime
-
-    if runtime.shrinks():
+    if _shrinks():
         raise SettingsError('join() is not there with on_failure="shrink": give all ranks equally many batches')
 
 

@@ -58,8 +58,8 @@ class Surviving:
             half = (pending and updated or self._updated) and self._worker.exchanges_gradients  # an update that is not counted yet
             report = {"position": (blocks, steps + half / 2), "sequence": self._groups.intra.sequence, "steps": self._worker.steps,
                       "residual": self._worker.residual_norm(), "error": str(error), "waited": waited}  # fmt: skip
-            succession, groups, block, step = recovery.recover(report, self._meet)
-            self._take_over(succession, groups, block, step)
+            succession, groups, block, step, arrived = recovery.recover(report, self._meet)
+            self._take_over(succession, groups, block, step, arrived)
             if block is not None or step is not None:
                 pending = False
                 self._updated = step is not None and not step["counted"]
@@ -74,7 +74,8 @@ class Surviving:
             return pending
 
     def _meet(self, succession: recovery.Succession):
-        """With whom this rank goes on, and what it has to take over from ranks that are ahead of it: of a block, of a step."""
+        """With whom this rank goes on, and what it has to take over from ranks that are ahead of it: of a block, of a step; and
+        what was under way and has come to somebody."""
         for rank, report in zip(succession.was, succession.reports):
             if report is None:
                 raise ExchangeClosedError(f"rank {rank} had ended its program when another rank died: nobody can go on without it")
@@ -85,28 +86,29 @@ class Surviving:
         blocks = max(place[0] for place in places)
         behind = [place[0] < blocks for place in places]
         block = _hand_over(succession.world, behind, self._worker.block_legacy)
+        arrived = run(self._worker.arrived(succession.world, behind[succession.rank]))
         exchange, members = (groups.intra, groups.members[groups.index]) if blocks else (succession.world, range(succession.size))
         steps = max((places[rank][1] for rank in members if not behind[rank]), default=0)
         late = [not behind[rank] and places[rank][1] < steps for rank in members]
         step = _hand_over(exchange, late, self._step_legacy)
         if step is not None:
             step["counted"] = steps == own[1] + 1
-        return succession, groups, block if own[0] < blocks else None, step if late[exchange.rank] else None
+        return succession, groups, block if own[0] < blocks else None, step if late[exchange.rank] else None, arrived
 
     def _step_legacy(self) -> dict[str, Any]:
         return {**self._worker.step_legacy(self._model), "optimizer": self._optimizer_legacy()}
 
-    def _take_over(self, succession, groups, block: dict[str, Any] | None, step: dict[str, Any] | None) -> None:
+    def _take_over(self, succession, groups, block: dict[str, Any] | None, step: dict[str, Any] | None, arrived) -> None:
         if step is not None:
             self._take_optimizer(step["optimizer"])
         old = self._worker
         self._observer = Observer(groups, self._observer.metrics, self._observer.timeline)
         self._groups = self._observer.groups
         self._worker = self.strategy.worker(old.layout.tensors, self._groups)
-        self._worker.check_every = self._check_every
+        self._worker.check_every, self._worker.survives = self._check_every, True
         sequence = max(report["sequence"] for report in succession.reports)
         samples = 1 if self._samples is None else self._samples
-        self._worker.succeed(old, block, step, sequence, self._model, samples)
+        self._worker.succeed(old, block, step, arrived, sequence, self._model, samples)
         self._begin_anew()
 
 

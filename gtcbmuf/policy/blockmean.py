@@ -34,8 +34,9 @@ class BlockMean:
         return Parcel(delta)
 
     def post(self, parcel: Parcel, weight: int) -> None:
-        self._parcel, self._array = parcel, parcel.array
-        self._ticket = self.exchange.post_allreduce(self._array, weight=weight)
+        self._parcel, self._array = parcel, None
+        self._ticket = self.exchange.post_allreduce(parcel.array, weight=weight)
+        self._array = parcel.array
 
     def wait(self, timeout: float | None = None) -> None:
         if self._ticket is not None:  # None: loaded

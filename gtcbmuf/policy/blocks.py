@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gtcbmuf.errors import NonFiniteError, SettingsError
+from gtcbmuf.errors import NonFiniteError, RankFailedError, SettingsError
 from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
+from gtcbmuf.policy.blocksurvivor import BlockSurvivor
 from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite, like
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.replicas import check_replicas
@@ -29,7 +31,7 @@ class Rows(NamedTuple):
     samples: np.ndarray
 
 
-class Blocks:
+class Blocks(BlockSurvivor):
     """Blocks of steps, in which every rank is a participant."""
 
     whole_next = False
@@ -126,13 +128,6 @@ class Blocks:
         model.write(vector)
         self.finalized = False
 
-    def settle(self) -> dict[str, Any]:
-        """The part of the state that is this rank's alone, when others have closed the running block, with what it had posted."""
-        if self.mean is None or not self.settings.sync_dtype:
-            return {}
-        self.mean.commit()
-        return {"mean": self.mean.state(False)}
-
     def start(self, room: np.ndarray | None = None) -> np.ndarray:
         """W_start, in `room` if that is large enough."""
         vector = room
@@ -150,11 +145,7 @@ class Blocks:
 
     def _close(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         """samples: of each rank of the world, int64 [size]."""
-        if samples.sum() == 0:
-            raise SettingsError(
-                "no rank has seen a sample in this block, so there is no weighted mean of models: "
-                "pass samples > 0 on at least one rank, or None to count steps."
-            )
+        self._check_weighed(samples)
         exchange = self._exchange_overlapped if self.settings.sync_overlap else self._exchange
         yield from exchange(model, samples)
         self.blocks += 1
@@ -164,6 +155,14 @@ class Blocks:
         model.at_block_boundary()
         if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
             yield from self._check_shared()
+
+    @staticmethod
+    def _check_weighed(samples: np.ndarray) -> None:
+        if samples.sum() == 0:
+            raise SettingsError(
+                "no rank has seen a sample in this block, so there is no weighted mean of models: "
+                "pass samples > 0 on at least one rank, or None to count steps."
+            )
 
     def _check_shared(self) -> Iterator[None]:
         """All ranks, wherever they are in their steps, have the same W and Δ."""
@@ -182,7 +181,7 @@ class Blocks:
         yield from self._arrive(sides.tickets)
         if self.mean is not None:
             self.mean.commit()
-        sides.commit()
+        self._commit(sides)
 
     def _exchange_overlapped(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         """The mean of the block before, into the filter; S_i = W_start + c_i; c_i sets out.
@@ -199,11 +198,17 @@ class Blocks:
         self.origin = self.start()
         self.origin += delta
         if self.mean is not None:
-            self.mean.post(parcel, weight)
+            with contextlib.suppress(RankFailedError):  # what follows will meet it; and survivors send it again
+                self.mean.post(parcel, weight)
             self.mean.commit()
-        self.under_way = True
+        self.sent, self.under_way = int(samples[self.world.rank]), True
         yield
-        sides.commit()
+        self._commit(sides)
+
+    def _commit(self, sides: Sides) -> None:
+        values = sides.commit()
+        if self.keeps_averages:
+            self.averages = values
 
     def _weight(self, samples: np.ndarray) -> int:
         """Of this rank's participant in the mean."""

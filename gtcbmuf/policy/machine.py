@@ -44,6 +44,7 @@ class Machine(Saved, Survivor):
         self._active: GradientExchange | None = None  # of this step
         self._started = False
         self.check_every: int | None = None  # steps from one comparison of replicas to the next
+        self.survives = False  # the deaths of other ranks
 
     # -- each step ------------------------------------------------------------------------------
 
@@ -199,11 +200,14 @@ class Machine(Saved, Survivor):
         }
         del shared  # while this waits for others, their vectors need the memory
         yield from agree(self.groups.world, facts)
-        self._blocks.check_every = self.check_every
         if not self._blocks.begun and not self.warming_up:
             self._blocks.begin(self._read(model))
         if self._blocks.finalized:
             self._blocks.reopen(model)
+        self._begin_running()
+
+    def _begin_running(self) -> None:
+        self._blocks.check_every, self._blocks.keeps_averages = self.check_every, self.survives
         self._started = True
         self._resume()
 

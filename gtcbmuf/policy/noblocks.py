@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gtcbmuf.policy.worker import Model
+from gtcbmuf.policy.worker import Exchange, Model
 
 
 class NoBlocks:
     """For strategies whose model is the same on all ranks after every step."""
 
-    begun = whole_next = ends_next = finalized = False
+    begun = whole_next = ends_next = finalized = lost = False
     global_params = shard = None
     blocks = 0
 
@@ -22,8 +22,11 @@ class NoBlocks:
     def after_update(self, model: Model, samples: int) -> Iterator[None]:
         return iter(())
 
-    def settle(self) -> dict:
-        return {}
+    def arrived(self, exchange: Exchange, behind: bool) -> Iterator[None]:
+        return iter(())
+
+    def succeed(self, old: NoBlocks, arrived: None, model: Model) -> None:
+        pass
 
     def state(self) -> None:
         return None

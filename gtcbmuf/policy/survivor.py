@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.policy.agreement import agree
 from gtcbmuf.policy.replicas import digest_of
-from gtcbmuf.policy.worker import Model
+from gtcbmuf.policy.worker import Exchange, Model
 
 SHARED_BY_LANES = ("threshold", "average_sent")  # the same on all ranks that exchange gradients
 
@@ -18,14 +18,12 @@ SHARED_BY_LANES = ("threshold", "average_sent")  # the same on all ranks that ex
 def check_survivable(strategy) -> None:
     """SettingsError for what cannot go on without a rank that has died."""
     for part in (strategy, getattr(strategy, "gtc", None), getattr(strategy, "bmuf", None)):
-        for name, fine in (("exchange", "all"), ("sync_overlap", False)):
+        for name, fine in (("exchange", "all"),):
             if getattr(part, name, fine) != fine:
                 raise SettingsError(
                     f'{name}={getattr(part, name)!r} with on_failure="shrink": what a rank that dies has alone is more than its '
                     f'residual then. Give {name}={fine!r}, or leave on_failure at "end".'
                 )
-        if getattr(part, "optimizer_state", "") == "average":
-            raise SettingsError('optimizer_state="average" with on_failure="shrink" is not there: give "keep" or "reset".')
     if hasattr(strategy, "bmuf") and strategy.warmup_steps:
         raise SettingsError('warmup_steps of a Hybrid with on_failure="shrink" is not there: give 0.')
 
@@ -43,7 +41,12 @@ class Survivor:
 
     def block_legacy(self) -> dict[str, Any]:
         """What those take over who are a block behind. Its own arrays."""
-        return {"blocks": {name: value for name, value in self._blocks.state().items() if name != "mean"}}
+        return self._blocks.legacy()
+
+    def arrived(self, exchange: Exchange, behind: bool) -> Generator[None, None, np.ndarray | None]:
+        """The mean of models that was under way (sync_overlap), [elements], if the survivors have it; behind: this rank is a
+        block behind others."""
+        return (yield from self._blocks.arrived(exchange, behind))
 
     def step_legacy(self, model: Model) -> dict[str, Any]:
         """What those take over who are a step behind, beside the state of the optimizer."""
@@ -54,49 +57,32 @@ class Survivor:
         held = [lane["residual"] for lane in self._lane_states() if "residual" in lane]
         return sum(map(len, held)), float(np.sqrt(sum(float(np.dot(r, r)) for r in held)))
 
-    def succeed(self, old: Survivor, block: dict[str, Any] | None, step: dict[str, Any] | None, sequence: int,
-                model: Model, samples: int) -> None:  # fmt: skip
+    def succeed(self, old: Survivor, block: dict[str, Any] | None, step: dict[str, Any] | None, arrived: np.ndarray | None,
+                sequence: int, model: Model, samples: int) -> None:  # fmt: skip
         """Takes over from `old`, this rank's machine in the job that was. block, step: the legacy of one who was ahead, or
-        None; step["counted"]: the others have counted the step as well, and not only made its update. sequence: one that no rank
+        None; step["counted"]: the others have counted the step as well, and not only made its update. arrived: the mean of models
+        that was under way (sync_overlap), [elements]; None: there was none, or nobody has it. sequence: one that no rank
         has come to. samples: of the step under way. The model is that of the survivors then."""
+        counted = step is not None and step["counted"]
+        self.steps = old.steps + (block is not None or counted)
         if step is not None:
             model.write(step["model"])
             if not old.warming_up:
                 old._gradients.settle()
+        if block is not None:
+            old._blocks.take_over(block, model, samples)
+            if getattr(old._blocks, "residuals", None) == "zero":
+                old._gradients.clear()
+        if counted and old._blocks.begun:
+            old._blocks.steps += 1
+            old._blocks.samples += samples
         if self._gradients is not None:
             grown = self._gradients.exchange.size / old._gradients.exchange.size
             lanes = old._lane_states()
             shared = step["lanes"] if step is not None else map(_of_all, lanes)
             lanes = [_lane({**own, **of_all}, grown) for own, of_all in zip(lanes, shared, strict=True)]
             self._gradients.load({"lanes": lanes, "sequence": sequence})
-        counted = step is not None and step["counted"]
-        self.steps = old.steps + (block is not None or counted)
-        state = old._blocks.state()
-        if block is not None:
-            state = {**block["blocks"], "steps": 0, "samples": 0, **old._blocks.settle()}
-        if counted and state is not None:
-            state["steps"] += 1
-            state["samples"] += samples
-        if state is not None:
-            if self._blocks.shard != old._blocks.shard:
-                state.pop("mean", None)  # what rounding has left is of another part of the model
-            self._blocks.load(state)
-            self._to_start(old, model, behind=block is not None)
-
-    def _to_start(self, old: Survivor, model: Model, behind: bool) -> None:
-        """behind: a block was closed, or the first one begun, without this rank, whose model becomes W_start. Else W_start
-        moves where η = 1 - 1/N does, and the model with it: what it has done in the block stays."""
-        start = self._blocks.start()
-        if behind:
-            model.write(start)
-            if old._blocks.begun:
-                model.at_block_boundary()
-            if getattr(self._blocks, "residuals", None) == "zero":
-                self._gradients.clear()
-            return
-        moved = start - old._blocks.start()
-        if moved.any():
-            model.write(self._read(model) + moved)
+        self._blocks.succeed(old._blocks, arrived, model)
 
     def rejoin(self, model: Model) -> Iterator[None]:
         """As `start`, after `succeed`: MismatchError, on all ranks, unless those that share a model have the same one."""
@@ -106,9 +92,9 @@ class Survivor:
         if self._gradients is not None:
             own = digest_of(self.groups.world, self.layout, self._read(model))
             yield from agree(self._gradients.exchange, {"number of steps": self.steps, "model after a death": own})
-        self._blocks.check_every = self.check_every
-        self._started = True
-        self._resume()
+        self._begin_running()
+        if self._blocks.lost:
+            yield from self._blocks.send_again()
 
     def _lane_states(self) -> list[dict[str, Any]]:
         return self._gradients.state()["lanes"] if self._gradients else []

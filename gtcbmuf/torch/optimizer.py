@@ -103,6 +103,7 @@ class DistributedOptimizer(TorchSurvivor):
         )
         self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
         self._worker.check_every = self._check_every
+        self._worker.survives = runtime.shrinks() and not self._virtual
         self._home = home_of(named, self._groups.world.rank)
         self._home.move_in(self._worker)
         claim(named, self._self)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from shrink_run import die, fall_behind, gradients, initial, log_recoveries, strategy_of
+from shrink_run import buffers_after, die, ending, fall_behind, gradients, initial, initial_buffers, log_recoveries, strategy_of
 
 import gtcbmuf.numpy
 
@@ -20,13 +20,15 @@ def main():
     where, at = how["deaths"].get(str(born), (None, None))
     parameters = {f"p{i}": p.numpy().copy() for i, p in enumerate(initial())}
     momentum = {name: np.zeros_like(p) for name, p in parameters.items()}
-    optimizer = gtcbmuf.numpy.bind(strategy_of(how), parameters, optimizer_state=list(momentum.values()))
+    averaged, _ = initial_buffers()
+    optimizer = gtcbmuf.numpy.bind(strategy_of(how), parameters, averaged=[averaged], optimizer_state=list(momentum.values()))
     log_recoveries(folder / f"recovered-{born}", at if where == "recovery" else None)
     for step in range(how["steps"]):
         if step == at and where == "before":
             die(folder, born, step)
         if step == how.get("behind", {}).get(str(born)):
             fall_behind(optimizer)
+        averaged[...], _ = buffers_after([averaged, 0], born, step)
         grads = {f"p{i}": g.numpy() for i, g in enumerate(gradients(born, step))}
         if optimizer.reduce_(grads) or how.get("careless"):
             for name, p in parameters.items():
@@ -37,13 +39,8 @@ def main():
                 array[...] = 0
         if step == at and where == "after":
             die(folder, born, step)
-    worker = optimizer._worker
-    lanes = zip(worker.layout.buckets, worker._gradients.lanes if worker._gradients else [])
-    torch.save({
-        "model": [torch.from_numpy(p) for p in parameters.values()],
-        "residuals": {bucket.tensors[0].name: torch.from_numpy(lane.residual) for bucket, lane in lanes if hasattr(lane, "residual")},
-        "steps": worker.steps, "rank": gtcbmuf.rank(), "size": gtcbmuf.size(),
-    }, folder / f"end-{born}.pt")  # fmt: skip
+    end = ending(optimizer._worker, [torch.from_numpy(p) for p in parameters.values()])
+    torch.save({**end, "averaged": torch.from_numpy(averaged)}, folder / f"end-{born}.pt")
 
 
 if __name__ == "__main__":

@@ -51,15 +51,19 @@ def check(done, folder, how, ranks=4):
         candidates = [sorted({steps // PERIOD * PERIOD for steps in some}) for some in candidates]
     if how["strategy"] == "Hybrid":
         candidates = [[steps - half for steps in some for half in ([0, 0.5] if steps % PERIOD == 0 else [0])] for some in candidates]
+    if how.get("bmuf", {}).get("sync_overlap"):
+        candidates = [[steps - less for steps in some for less in (0, 0.125)] for some in candidates]
+    sequences = next((end["sequences"] for end in found.values()), None)
     right = []
     for steps in itertools.product(*candidates):
         took_part = {**dict.fromkeys(found, how["steps"]), **dict(zip(dead, steps))}
-        oracle = run(how, took_part)
+        oracle = run(how, took_part, sequences)
         if all(agrees(oracle, rank, end, how.get("rounding", 0.0)) for rank, end in found.items()):
             right.append(steps)
     assert right, done.output  # more than one, if a whole group dies in a block: then it does not matter
-    models = [torch.cat([p.reshape(-1) for p in end["model"]]) for end in found.values()]
-    assert all(torch.equal(model, models[0]) for model in models)
+    shared = [torch.cat([p.reshape(-1) for p in end["model"]]) if end["global_params"] is None else end["global_params"]
+              for end in found.values()]  # fmt: skip
+    assert all(torch.equal(vector, shared[0]) for vector in shared)
     return right[0]
 
 
@@ -97,6 +101,55 @@ def test_survivors_go_on(how, tmp_path):
     if how["strategy"] == "GTC":
         lost = f"the residuals of the dead are lost, {len(how['deaths'])} x 1277 elements"
         assert lost in done.output
+
+
+OVERLAP = {"sync_overlap": True, "optimizer_state": "keep"}
+GROUPS = [[0, 1], [2, 3]]
+
+
+@needs_ulfm
+@pytest.mark.parametrize("how", [
+    case("overlap", strategy="BMUF", steps=30, momentum=0.5, bmuf=OVERLAP, optimizer="Adam",
+         deaths={"0": ["before", 12], "2": ["after", 22]}),
+    case("overlap-momentum-of-N", strategy="BMUF", steps=30, rounding=1e-5, bmuf=OVERLAP, deaths={"3": ["before", 12]}, slow=True),
+    case("overlap-behind", strategy="BMUF", steps=30, momentum=0.5, bmuf=OVERLAP, block_behind={"1": 14, "2": 14},
+         deaths={"0": ["after", 14]}),
+    case("overlap-Hybrid-leader", strategy="Hybrid", steps=30, momentum=0.5, bmuf=OVERLAP, groups=GROUPS,
+         deaths={"0": ["before", 12], "3": ["after backward", 19]}),
+    case("overlap-Hybrid-behind", strategy="Hybrid", steps=30, momentum=0.5, bmuf=OVERLAP, groups=GROUPS, block_behind={"1": 14},
+         deaths={"2": ["after", 14]}, slow=True),
+    case("overlap-Hybrid-group", strategy="Hybrid", steps=30, momentum=0.5, bmuf=OVERLAP, groups=GROUPS,
+         deaths={"0": ["before", 7], "1": ["before", 17]}, slow=True),
+    case("overlap-sharded", strategy="Hybrid", steps=30, momentum=0.5, bmuf=OVERLAP, groups=GROUPS,
+         hybrid={"representatives": "sharded"}, deaths={"0": ["before", 12]}, slow=True),
+    case("overlap-bfloat16", strategy="BMUF", steps=30, momentum=0.5, bmuf=OVERLAP, sync_dtype="bfloat16",
+         deaths={"1": ["before", 12], "3": ["after", 24]}, slow=True),
+    case("averages", strategy="BMUF", steps=30, momentum=0.5, bmuf={"optimizer_state": "average"}, deaths={"1": ["before", 12]}, slow=True),
+    case("averages-behind", strategy="BMUF", steps=30, momentum=0.5, bmuf={"optimizer_state": "average"}, optimizer="Adam",
+         block_behind={"1": 14}, deaths={"0": ["after", 14]}),
+    case("averages-Hybrid-behind", strategy="Hybrid", steps=30, momentum=0.5, bmuf={"optimizer_state": "average"}, groups=GROUPS,
+         block_behind={"1": 14}, deaths={"3": ["after", 14]}, slow=True),
+    case("density", strategy="GTC", steps=30, gtc={"density": 0.05}, deaths={"2": ["backward", 12]}, slow=True),
+    case("density-behind", strategy="GTC", steps=30, gtc={"density": 0.05}, behind={"1": 12}, deaths={"3": ["after", 12]}),
+    case("density-Hybrid", strategy="Hybrid", steps=30, momentum=0.5, gtc={"density": 0.05}, groups=[[0, 1, 2], [3]],
+         deaths={"1": ["before", 12]}, slow=True),
+    case("cap", strategy="GTC", steps=30, gtc={"max_message_bytes": 120}, deaths={"2": ["backward", 12]}, slow=True),
+    case("cap-behind", strategy="GTC", steps=30, gtc={"max_message_bytes": 120}, behind={"1": 12}, deaths={"0": ["after", 12]}),
+    case("flush", strategy="Hybrid", steps=30, momentum=0.5, groups=GROUPS, hybrid={"residuals": "flush"},
+         deaths={"0": ["before", 7], "3": ["after backward", 19]}, slow=True),
+    case("flush-behind", strategy="Hybrid", steps=30, momentum=0.5, groups=GROUPS, hybrid={"residuals": "flush"}, behind={"1": 14},
+         deaths={"3": ["after backward", 14]}, slow=True),
+    case("zero", strategy="Hybrid", steps=30, momentum=0.5, groups=GROUPS, hybrid={"residuals": "zero"},
+         deaths={"0": ["before", 7], "3": ["after backward", 19]}, slow=True),
+    case("zero-block-behind", strategy="Hybrid", steps=30, momentum=0.5, groups=GROUPS, hybrid={"residuals": "zero"},
+         block_behind={"1": 14}, deaths={"2": ["after", 14]}, slow=True),
+])  # fmt: skip
+def test_other_settings(how, tmp_path):
+    done = job(tmp_path, how)
+    check(done, tmp_path, how)
+    assert done.status == 0 and "ranks go on, after" in done.output
+    if "behind" in how or "block_behind" in how:
+        assert "had completed what was under way" in done.output, done.output
 
 
 @needs_ulfm
