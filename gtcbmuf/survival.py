@@ -56,10 +56,10 @@ class Surviving:
         while True:
             blocks, steps = self._worker.position
             half = (pending and updated or self._updated) and self._worker.exchanges_gradients  # an update that is not counted yet
-            report = {"position": (blocks, steps + half / 2), "sequence": self._groups.intra.sequence, "steps": self._worker.steps,
-                      "residual": self._worker.residual_norm(), "error": str(error), "waited": waited}  # fmt: skip
-            succession, groups, block, step, arrived = recovery.recover(report, self._meet)
-            self._take_over(succession, groups, block, step, arrived)
+            report = {"position": (blocks, steps + half / 2), "sequence": self._worker.sequence, "steps": self._worker.steps,
+                      "residual": self._worker.residual_norm(), "owned": self._worker.owned(), "groups": len(self._groups.members), "error": str(error), "waited": waited}  # fmt: skip
+            succession, groups, block, step, common = recovery.recover(report, self._meet)
+            self._take_over(succession, groups, block, step, common)
             if block is not None or step is not None:
                 pending = False
                 self._updated = step is not None and not step["counted"]
@@ -75,7 +75,7 @@ class Surviving:
 
     def _meet(self, succession: recovery.Succession):
         """With whom this rank goes on, and what it has to take over from ranks that are ahead of it: of a block, of a step; and
-        what was under way and has come to somebody."""
+        what the survivors have among them: a mean that was under way, and what owners keep back."""
         for rank, report in zip(succession.was, succession.reports):
             if report is None:
                 raise ExchangeClosedError(f"rank {rank} had ended its program when another rank died: nobody can go on without it")
@@ -93,12 +93,13 @@ class Surviving:
         step = _hand_over(exchange, late, self._step_legacy)
         if step is not None:
             step["counted"] = steps == own[1] + 1
-        return succession, groups, block if own[0] < blocks else None, step if late[exchange.rank] else None, arrived
+        common = {"arrived": arrived, "seconds": run(self._worker.second_residuals(exchange, late[exchange.rank]))}
+        return succession, groups, block if own[0] < blocks else None, step if late[exchange.rank] else None, common
 
     def _step_legacy(self) -> dict[str, Any]:
         return {**self._worker.step_legacy(self._model), "optimizer": self._optimizer_legacy()}
 
-    def _take_over(self, succession, groups, block: dict[str, Any] | None, step: dict[str, Any] | None, arrived) -> None:
+    def _take_over(self, succession, groups, block: dict[str, Any] | None, step: dict[str, Any] | None, common: dict[str, Any]) -> None:
         if step is not None:
             self._take_optimizer(step["optimizer"])
         old = self._worker
@@ -108,7 +109,7 @@ class Surviving:
         self._worker.check_every, self._worker.survives = self._check_every, True
         sequence = max(report["sequence"] for report in succession.reports)
         samples = 1 if self._samples is None else self._samples
-        self._worker.succeed(old, block, step, arrived, sequence, self._model, samples)
+        self._worker.succeed(old, block, step, **common, sequence=sequence, model=self._model, samples=samples)
         self._begin_anew()
 
 
@@ -139,6 +140,8 @@ def _tell(succession: recovery.Succession, seconds: float) -> None:
         f"the residuals of the dead are lost, {len(succession.dead)} x {elements} elements; their norms are not known, those of the "
         f"survivors are {min(norms):.4g} to {max(norms):.4g}" if elements else "no residuals are lost: the strategy has none"
     )
+    if own["owned"]:
+        lost += f"; and so is what they had kept back as owners, {own['groups'] * elements - sum(r['owned'] for r in reports)} elements"
     print(
         f"gtcbmuf: {dead} died; seen by rank 0 after {own['steps']} steps, {own['waited']:.3f} s after it had begun to wait: "
         f"{own['error'].split('. A rank of this job')[0]}\n"

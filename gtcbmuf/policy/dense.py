@@ -85,6 +85,9 @@ class DenseLane:
     def settle(self) -> None:
         pass
 
+    def second_residual(self, settled: bool) -> None:
+        return None
+
     def clear(self) -> None:
         pass
 

@@ -226,8 +226,18 @@ class GTCLane:
         new residual, was complete when they had it."""
         if self._whole:
             self.clear()
-        else:
-            self.residual, self.spare = self.spare, self.residual
+            return
+        self.residual, self.spare = self.spare, self.residual
+        if self.second is not None:
+            self.second.commit()
+
+    def second_residual(self, settled: bool) -> np.ndarray | None:
+        """What this rank keeps back as an owner, float32 [its shard]; settled: as `settle` would leave it. None: it owns nothing."""
+        if self.second is None:
+            return None
+        if settled and self._whole:
+            return np.zeros_like(self.second.residual)
+        return self.second.spare if settled else self.second.residual
 
     def receive(self, ticket: Ticket) -> None:
         """The messages are here, and will be decoded when the gradient is asked for."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf.errors import SettingsError
-from gtcbmuf.policy.agreement import agree
+from gtcbmuf.policy.agreement import agree, gather_integers
 from gtcbmuf.policy.replicas import digest_of
 from gtcbmuf.policy.worker import Exchange, Model
 
@@ -17,13 +17,6 @@ SHARED_BY_LANES = ("threshold", "average_sent")  # the same on all ranks that ex
 
 def check_survivable(strategy) -> None:
     """SettingsError for what cannot go on without a rank that has died."""
-    for part in (strategy, getattr(strategy, "gtc", None), getattr(strategy, "bmuf", None)):
-        for name, fine in (("exchange", "all"),):
-            if getattr(part, name, fine) != fine:
-                raise SettingsError(
-                    f'{name}={getattr(part, name)!r} with on_failure="shrink": what a rank that dies has alone is more than its '
-                    f'residual then. Give {name}={fine!r}, or leave on_failure at "end".'
-                )
     if hasattr(strategy, "bmuf") and strategy.warmup_steps:
         raise SettingsError('warmup_steps of a Hybrid with on_failure="shrink" is not there: give 0.')
 
@@ -48,6 +41,34 @@ class Survivor:
         block behind others."""
         return (yield from self._blocks.arrived(exchange, behind))
 
+    def second_residuals(self, exchange: Exchange, late: bool) -> Generator[None, None, list[np.ndarray | None]]:
+        """Of each lane what owners keep back, [elements], put together from those of the exchange, the survivors; 0 where the dead
+        owned. late: the step under way was completed by others, not here. None: there are no owners."""
+        found: list[np.ndarray | None] = []
+        for lane in self._gradients.lanes if self._gradients else []:
+            own = lane.second_residual(late)
+            if own is None:
+                found.append(None)
+                continue
+            firsts = yield from gather_integers(exchange, [lane.second.shard.start])
+            ticket = exchange.post_allgather(own)
+            yield
+            ticket.wait()
+            whole = np.zeros(lane.bucket.elements, np.float32)
+            for first, part in zip(firsts[:, 0], ticket.arrays()):
+                whole[first : first + len(part)] = part
+            found.append(whole)
+        return found
+
+    def owned(self) -> int:
+        """Elements of which this rank is the owner."""
+        return sum(len(lane["second"]["residual"]) for lane in self._lane_states() if "second" in lane)
+
+    @property
+    def sequence(self) -> int:
+        """Of the gradients' exchange."""
+        return self._gradients.exchange.sequence if self._gradients else 0
+
     def step_legacy(self, model: Model) -> dict[str, Any]:
         """What those take over who are a step behind, beside the state of the optimizer."""
         return {"model": self._read(model), "lanes": [_of_all(lane) for lane in self._lane_states()]}
@@ -58,11 +79,11 @@ class Survivor:
         return sum(map(len, held)), float(np.sqrt(sum(float(np.dot(r, r)) for r in held)))
 
     def succeed(self, old: Survivor, block: dict[str, Any] | None, step: dict[str, Any] | None, arrived: np.ndarray | None,
-                sequence: int, model: Model, samples: int) -> None:  # fmt: skip
+                seconds: list[np.ndarray | None], sequence: int, model: Model, samples: int) -> None:  # fmt: skip
         """Takes over from `old`, this rank's machine in the job that was. block, step: the legacy of one who was ahead, or
         None; step["counted"]: the others have counted the step as well, and not only made its update. arrived: the mean of models
-        that was under way (sync_overlap), [elements]; None: there was none, or nobody has it. sequence: one that no rank
-        has come to. samples: of the step under way. The model is that of the survivors then."""
+        that was under way (sync_overlap), [elements]; None: there was none, or nobody has it. seconds: what owners have
+        kept back (second_residuals). sequence: one that no rank has come to. samples: of the step under way. The model is that of the survivors then."""
         counted = step is not None and step["counted"]
         self.steps = old.steps + (block is not None or counted)
         if step is not None:
@@ -81,6 +102,9 @@ class Survivor:
             lanes = old._lane_states()
             shared = step["lanes"] if step is not None else map(_of_all, lanes)
             lanes = [_lane({**own, **of_all}, grown) for own, of_all in zip(lanes, shared, strict=True)]
+            for lane, new, second in zip(lanes, self._gradients.lanes, seconds, strict=True):
+                if second is not None:
+                    lane["second"] = {"residual": second[new.second.shard]}
             self._gradients.load({"lanes": lanes, "sequence": sequence})
         self._blocks.succeed(old._blocks, arrived, model)
 

@@ -155,7 +155,10 @@ class Group:
             if self.how["strategy"] in ("Dense", "BMUF") or i in DENSE:
                 total = mean([of_ranks[rank][i] for rank in alive], [1] * len(alive))
             elif whole:
-                total = mean([self.residuals[rank][i] + of_ranks[rank][i] for rank in alive], [1] * len(alive))
+                wholes = [self.residuals[rank][i] + of_ranks[rank][i] for rank in alive]
+                for shard, whole in zip(shards(np.arange(wholes[0].size), alive), wholes):
+                    whole.reshape(-1)[shard] += self.seconds[i].reshape(-1)[shard]
+                total = mean(wholes, [1] * len(alive))
                 self.drop_residuals(alive, i)
             else:
                 total = self.exchange(i, alive, of_ranks, number) / np.float32(len(alive))
@@ -183,8 +186,7 @@ class Group:
         """Counts are of fewer ranks. What a dead owner has kept back of its shard is lost; shards are as even as can be."""
         self.counts = [count * (len(alive) / len(self.before)) for count in self.counts]
         for second in self.seconds:
-            shards = np.array_split(second.reshape(-1), len(self.before))  # views
-            for rank, shard in zip(self.before, shards):
+            for rank, shard in zip(self.before, shards(second, self.before)):
                 if rank not in alive:
                     shard[:] = 0
         self.before = alive
@@ -192,6 +194,7 @@ class Group:
     def drop_residuals(self, ranks, i):
         for rank in ranks:
             self.residuals[rank][i] = np.zeros(SHAPES[i], np.float32)
+        self.seconds[i] = np.zeros(SHAPES[i], np.float32)
 
     def begin_block(self, start):
         """The state of SGD is its momentum, and dropped; Adam's is kept."""
@@ -215,6 +218,11 @@ class Group:
         if self.optimizer.state:
             for tensor, array in zip(self._states(), arrays):
                 tensor.copy_(torch.from_numpy(array))
+
+
+def shards(array, owners):
+    """Views of it, as even as can be, the longer ones first."""
+    return np.array_split(array.reshape(-1), len(owners))
 
 
 def bfloat16(array):

@@ -82,7 +82,7 @@ def note_sequences():
     post = Machine.post
 
     def noted(worker, bucket, segments):
-        sequences[now, int(worker.layout.buckets[bucket].tensors[0].name[1:])] = worker.groups.intra.sequence
+        sequences[now, int(worker.layout.buckets[bucket].tensors[0].name[1:])] = worker._gradients.exchange.sequence
         post(worker, bucket, segments)
 
     Machine.post = noted

@@ -29,8 +29,6 @@ def test_an_mpi_with_ulfm_is_not():
 
 
 @pytest.mark.parametrize("strategy, name", [
-    (GTC(threshold=1, exchange="owners"), "exchange='owners'"),
-    (Hybrid(GTC(threshold=1, exchange="owners"), BMUF(4)), "exchange='owners'"),
     (Hybrid(GTC(threshold=1), BMUF(4, warmup_steps=3)), "warmup_steps"),
 ])  # fmt: skip
 def test_strategies_that_are_refused(strategy, name):
@@ -38,7 +36,7 @@ def test_strategies_that_are_refused(strategy, name):
         check_survivable(strategy)
 
 
-@pytest.mark.parametrize("strategy", [Dense(), GTC(threshold=1, warmup_steps=3), BMUF(4, warmup_steps=3, sync_dtype="bfloat16"), BMUF(4, sync_overlap=True),
+@pytest.mark.parametrize("strategy", [Dense(), GTC(threshold=1, warmup_steps=3), GTC(threshold=1, exchange="owners"), BMUF(4, warmup_steps=3, sync_dtype="bfloat16"), BMUF(4, sync_overlap=True),
                                       BMUF(4, optimizer_state="average"), Hybrid(GTC(threshold=1), BMUF(4))])
 def test_strategies_that_are_not(strategy):
     check_survivable(strategy)
