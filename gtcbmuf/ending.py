@@ -48,9 +48,7 @@ class Ending:
 
     def __init__(self, MPI, comm, places: list[tuple], timeout_seconds: float, shrinks: bool = False):
         self.comm, self._MPI, self._places, self._seconds = comm, MPI, places, timeout_seconds
-        self._shrinks = shrinks
         self.checkpoint: tuple[str, int] | None = None
-        self.status = 0  # that sys.exit was called with, if the job shrinks
         self._request = None
         self._speaking = threading.Lock()
         rank = comm.rank
@@ -62,11 +60,9 @@ class Ending:
         self.take_hooks()
 
     def take_hooks(self) -> None:
-        self._excepthook, self._thread_hook, self._exit = sys.excepthook, threading.excepthook, sys.exit
+        self._excepthook, self._thread_hook = sys.excepthook, threading.excepthook
         if self.comm.size > 1:
             sys.excepthook, threading.excepthook = self._uncaught, self._uncaught_in_thread
-        if self._shrinks:
-            sys.exit = self._note_exit
 
     def note_checkpoint(self, path, step: int) -> None:
         """All ranks have saved or restored it: good to go on from."""
@@ -164,15 +160,8 @@ class Ending:
         if self._request is None:
             self._request = self.comm.Ibarrier()
 
-    def _note_exit(self, status=None) -> None:
-        """Python forgets it before anything that runs at the end could ask for it."""
-        self.status = 0 if status is None else status & 0xFF if isinstance(status, int) else 1
-        self._exit(status)
-
     def stop(self) -> None:
         self._neighbours.stop()
-        if sys.exit == self._note_exit:
-            sys.exit = self._exit
         if sys.excepthook == self._uncaught:
             sys.excepthook = self._excepthook
         if threading.excepthook == self._uncaught_in_thread:

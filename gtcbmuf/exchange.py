@@ -82,9 +82,14 @@ class Engine:
         self._core.close()
 
 
-def exit_after(seconds: float, status: int) -> None:
-    """After a death MPI_Finalize does not always come back: if it has not by then, the process ends with this status."""
-    _core.exit_after(seconds, status)
+def exit_after(seconds: float) -> None:
+    """In MPI_Finalize, which after a death does not always come back: if it has not by then, the process ends, with status 0."""
+    _core.exit_after(seconds)
+
+
+def finalize_within(MPI, seconds: float) -> None:
+    """The same for an MPI_Finalize at the end of the process, which keeps its exit status whatever it is."""
+    _core.finalize_within(MPI.__file__, seconds)
 
 
 def _close(engine):

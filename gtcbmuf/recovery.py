@@ -65,7 +65,7 @@ def recover(report, transfer):
                 if error is None or isinstance(error, old.MPI.Exception):
                     raise ExchangeClosedError("another rank could not go on after the death of a rank; it says why") from error
                 raise error
-    new.ending.checkpoint, new.ending.status = old.ending.checkpoint, old.ending.status
+    new.ending.checkpoint = old.ending.checkpoint
     runtime.succeed(new)
     return result
 
@@ -79,4 +79,3 @@ def leave_without_the_dead() -> None:
             raise GtcbmufError(f"rank {agreement.ranks(ended)} had ended its program when a rank died")
 
     recover(None, nothing)
-    runtime.at_the_end(runtime.job())

@@ -73,12 +73,12 @@ def _watch_the_end(job: Job) -> None:
     global _keyval
     atexit.register(at_the_end, job)
     # MPI_Finalize deletes the attributes of COMM_SELF first: so a program may call it itself.
-    _keyval = job.MPI.Comm.Create_keyval(delete_fn=lambda *_: at_the_end(job))
+    _keyval = job.MPI.Comm.Create_keyval(delete_fn=lambda *_: at_the_end(job, finalizing=True))
     job.MPI.COMM_SELF.Set_attr(_keyval, job)
 
 
-def at_the_end(job: Job) -> None:
-    """The program has ended; not so if it has left this job before."""
+def at_the_end(job: Job, finalizing: bool = False) -> None:
+    """The program has ended; not so if it has left this job before. finalizing: or it has called MPI_Finalize, which waits for this."""
     global _job
     if _job is not job:
         return
@@ -90,9 +90,12 @@ def at_the_end(job: Job) -> None:
         if not job.shrinks:
             raise
         recovery.leave_without_the_dead()
+        at_the_end(_job, finalizing)
         return
-    if job.generation:
-        exchange.exit_after(FINALIZE_SECONDS, job.ending.status)
+    if job.generation and finalizing:
+        exchange.exit_after(FINALIZE_SECONDS)
+    elif job.generation:
+        exchange.finalize_within(job.MPI, FINALIZE_SECONDS)
     _job = None
     job.close()
 

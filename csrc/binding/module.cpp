@@ -2,9 +2,13 @@
 #include "binding/binding.h"
 
 #include <chrono>
+#include <cstdlib>
 #include <thread>
+#include <utility>
 
 #include <unistd.h>
+
+#include "transport/transport.h"
 
 static nb::dict statuses()
 {
@@ -20,13 +24,26 @@ static nb::dict statuses()
     return d;
 }
 
-// A thread that no end of the interpreter stops, for ends that do not always come back (MPI_Finalize after a death).
-static void exit_after(double seconds, int status)
+// A thread that no end of the interpreter stops.
+static void exit_after(double seconds)
 {
-    std::thread([seconds, status] {
+    std::thread([seconds] {
         std::this_thread::sleep_for(std::chrono::duration<double>(seconds));
-        _exit(status);
+        _exit(EXIT_SUCCESS);
     }).detach();
+}
+
+static struct { std::string path; double seconds; pid_t process; } finalize;
+
+// When Python has ended, and before mpi4py, which registered earlier, finalizes MPI: it then finds that done. Not in a
+// process that the program has forked.
+static void finalize_within(std::string path, double seconds)
+{
+    finalize = {std::move(path), seconds, getpid()};
+    Py_AtExit([] {
+        if (getpid() == finalize.process)
+            gtcb_mpi_finalize_within(finalize.path.c_str(), finalize.seconds);
+    });
 }
 
 NB_MODULE(_core, m)
@@ -50,6 +67,7 @@ NB_MODULE(_core, m)
     bind_codec(m);
     bind_exchange(m);
     m.def("exit_after", &exit_after);
+    m.def("finalize_within", &finalize_within);
 #ifdef GTCB_CUDA
     nb::module_ cuda = m.def_submodule("cuda", "The codec for arrays on CUDA devices. Use gtcbmuf.backends.cuda.");
     bind_cuda(cuda);

@@ -47,6 +47,10 @@ int gtcb_mpi_is_cuda_aware(const char *path);
 /* What MPI says about an error code. */
 void gtcb_mpi_error_text(const gtcb_mpi *mpi, int code, char *text, size_t text_bytes);
 
+/* MPI_Finalize of the MPI that the shared object at `path` uses, on a thread of its own, until it comes back or the time is up. In
+   the latter case the end of the process, which must come next, keeps its status and runs no destructors. */
+void gtcb_mpi_finalize_within(const char *path, double seconds);
+
 /* -- batch: transfers that are under way together ------------------------------------------------- */
 
 typedef struct gtcb_transfer {

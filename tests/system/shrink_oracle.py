@@ -155,10 +155,10 @@ class Group:
             if self.how["strategy"] in ("Dense", "BMUF") or i in DENSE:
                 total = mean([of_ranks[rank][i] for rank in alive], [1] * len(alive))
             elif whole:
-                wholes = [self.residuals[rank][i] + of_ranks[rank][i] for rank in alive]
-                for shard, whole in zip(shards(np.arange(wholes[0].size), alive), wholes):
-                    whole.reshape(-1)[shard] += self.seconds[i].reshape(-1)[shard]
-                total = mean(wholes, [1] * len(alive))
+                held = [self.residuals[rank][i] + of_ranks[rank][i] for rank in alive]
+                for own, array in zip(shards(np.arange(held[0].size), alive), held):
+                    array.reshape(-1)[own] += self.seconds[i].reshape(-1)[own]
+                total = mean(held, [1] * len(alive))
                 self.drop_residuals(alive, i)
             else:
                 total = self.exchange(i, alive, of_ranks, number) / np.float32(len(alive))

@@ -228,7 +228,7 @@ def main():
             hvd.save(folder / "checkpoint", torch.nn.ParameterList(parameters), optimizer, step=step + 1)
     end = ending(optimizer._worker, [p.detach() for p in parameters])
     torch.save({**end, "averaged": buffers[0], "counted": int(buffers[1]), "state": optimizer.inner.state_dict()["state"]}, folder / f"end-{born}.pt")
-    sys.exit(how.get("exit"))
+    raise SystemExit(how.get("exit"))
 
 
 if __name__ == "__main__":

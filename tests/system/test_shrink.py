@@ -54,17 +54,18 @@ def check(done, folder, how, ranks=4):
     if how.get("bmuf", {}).get("sync_overlap"):
         candidates = [[steps - less for steps in some for less in (0, 0.125)] for some in candidates]
     sequences = next((end["sequences"] for end in found.values()), None)
-    right = []
+    right = None
     for steps in itertools.product(*candidates):
         took_part = {**dict.fromkeys(found, how["steps"]), **dict(zip(dead, steps))}
         oracle = run(how, took_part, sequences)
         if all(agrees(oracle, rank, end, how.get("rounding", 0.0)) for rank, end in found.items()):
-            right.append(steps)
-    assert right, done.output  # more than one, if a whole group dies in a block: then it does not matter
+            right = steps  # others may be, too, if a whole group dies in a block: then it does not matter
+            break
+    assert right is not None, done.output
     shared = [torch.cat([p.reshape(-1) for p in end["model"]]) if end["global_params"] is None else end["global_params"]
               for end in found.values()]  # fmt: skip
     assert all(torch.equal(vector, shared[0]) for vector in shared)
-    return right[0]
+    return right
 
 
 def case(name, *, slow=False, **how):
@@ -213,34 +214,45 @@ def test_without_ulfm_it_is_refused():
 
 
 KILLS, SEED = int(os.environ.get("CHAOS_KILLS", 30)), int(os.environ.get("CHAOS_SEED", time.time_ns() % 10**6))
-STEPS = int(os.environ.get("CHAOS_STEPS", 300))
+STEPS, RANKS = int(os.environ.get("CHAOS_STEPS", 300)), int(os.environ.get("CHAOS_RANKS", 4))
+
+
+def settings(chance, strategy, victims):
+    """Any that go together. How much owners lose depends on whether two deaths are met at once, which nobody can say."""
+    gtc = {"exchange": "owners"} if victims == 1 and chance.random() < 0.3 else {}
+    bmuf = chance.choice([{}, {}, OVERLAP, {"optimizer_state": "average"}])
+    hybrid = {"residuals": chance.choice(["keep", "flush", "zero"]), "representatives": chance.choice(["leader", "sharded"])}
+    return {key: value for key, value, used in (("gtc", gtc, ("GTC", "Hybrid")), ("bmuf", bmuf, ("BMUF", "Hybrid")),
+                                                ("hybrid", hybrid, ("Hybrid",))) if strategy in used}  # fmt: skip
 
 
 @needs_ulfm
 @pytest.mark.slow
 def test_kills_at_random_moments(tmp_path):
-    """python -m pytest -m slow -s tests/system/test_shrink.py: one or two of 4 ranks die anywhere in training, or at its end."""
+    """python -m pytest -m slow -s tests/system/test_shrink.py: one or two ranks die anywhere in training, or at its end."""
     chance, count, detection, recovery = random.Random(SEED), Counter(), [], []
     print(f"\nseed {SEED}, {KILLS} kills", flush=True)
     while count["kills"] < KILLS:
         first = chance.uniform(0, 1.2)
-        victims = chance.sample(range(4), chance.choice([1, 1, 2]))
+        victims = chance.sample(range(RANKS), chance.choice([1, 1, 2]))
         times = [first, first + chance.choice([0, 0.02, chance.uniform(0, 0.3)])]
-        how = {"strategy": chance.choice(["GTC", "Dense", "BMUF", "Hybrid"]), "groups": [[0, 1], [2, 3]], "steps": STEPS, "momentum": 0.5,
-               "optimizer": chance.choice(["SGD", "Adam"]), "clip": chance.random() < 0.3,
+        strategy, half = chance.choice(["GTC", "Dense", "BMUF", "Hybrid"]), RANKS // 2
+        how = {"strategy": strategy, "groups": [[*range(half)], [*range(half, RANKS)]], "steps": STEPS, "momentum": 0.5,
+               "optimizer": chance.choice(["SGD", "Adam"]), "clip": chance.random() < 0.3, **settings(chance, strategy, len(victims)),
                "deaths": {str(rank): ["time", at] for rank, at in zip(victims, times)}}  # fmt: skip
         folder = tmp_path / str(count["jobs"])
         folder.mkdir()
         count["jobs"] += 1
         try:
-            done = job(folder, how)
-            check(done, folder, how)
+            done = job(folder, how, RANKS)
+            check(done, folder, how, RANKS)
         except subprocess.TimeoutExpired as error:
             count["hangs"] += 1
             print("HANG", how, folder, error.output, flush=True)
         except AssertionError as error:
             count["wrong"] += 1
             print("WRONG", how, folder, error, flush=True)
+        count[" ".join([strategy, *how.get("gtc", {}).values(), *how.get("bmuf", {})])] += 1
         died = sorted(float(path.read_text().split()[0]) for path in folder.glob("died-*"))
         count["kills"] += len(died)
         count["taken over"] += "had completed what was under way" in done.output
