@@ -57,7 +57,8 @@ class Surviving:
             blocks, steps = self._worker.position
             half = (pending and updated or self._updated) and self._worker.exchanges_gradients  # an update that is not counted yet
             report = {"position": (blocks, steps + half / 2), "sequence": self._worker.sequence, "steps": self._worker.steps,
-                      "residual": self._worker.residual_norm(), "owned": self._worker.owned(), "groups": len(self._groups.members), "error": str(error), "waited": waited}  # fmt: skip
+                      "residual": self._worker.residual_norm(), "owned": self._worker.owned(),
+                      "groups": len(self._groups.members), "error": str(error), "waited": waited}  # fmt: skip
             succession, groups, block, step, common = recovery.recover(report, self._meet)
             self._take_over(succession, groups, block, step, common)
             if block is not None or step is not None:

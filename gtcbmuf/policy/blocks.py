@@ -11,8 +11,8 @@ import numpy as np
 from gtcbmuf.errors import NonFiniteError, RankFailedError, SettingsError
 from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
-from gtcbmuf.policy.blocksurvivor import BlockSurvivor
 from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite, like
+from gtcbmuf.policy.blocksurvivor import BlockSurvivor
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.replicas import check_replicas
 from gtcbmuf.policy.sides import Sides

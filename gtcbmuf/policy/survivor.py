@@ -83,7 +83,8 @@ class Survivor:
         """Takes over from `old`, this rank's machine in the job that was. block, step: the legacy of one who was ahead, or
         None; step["counted"]: the others have counted the step as well, and not only made its update. arrived: the mean of models
         that was under way (sync_overlap), [elements]; None: there was none, or nobody has it. seconds: what owners have
-        kept back (second_residuals). sequence: one that no rank has come to. samples: of the step under way. The model is that of the survivors then."""
+        kept back (second_residuals). sequence: one that no rank has come to. samples: of the step under way.
+        The model is that of the survivors then."""
         counted = step is not None and step["counted"]
         self.steps = old.steps + (block is not None or counted)
         if step is not None:
