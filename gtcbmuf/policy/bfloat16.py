@@ -8,7 +8,7 @@ import numpy as np
 
 def narrow(array: np.ndarray) -> np.ndarray:
     """float32 [n] to the nearest bfloat16, ties to even; beyond the largest: infinity. A NaN stays one."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return array.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
