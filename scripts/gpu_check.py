@@ -18,14 +18,14 @@ from gtcbmuf.errors import GtcbmufError
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ["tests/unit/test_cuda_c.py", "tests/unit/test_cuda_backend.py", "tests/unit/test_cuda_build.py",
          "tests/unit/test_device.py", "tests/unit/test_gpu_check.py", "tests/unit/test_numpy_adapter.py",
-         "tests/unit/test_device_training.py"]  # fmt: skip
+         "tests/unit/test_device_training.py", "tests/unit/test_gpu_libraries.py"]  # fmt: skip
 LIMIT_SECONDS = 480
 
 
 def run_tests() -> dict:
     """Of pytest: its exit status, last line and seconds. A skip that the machine does not explain is a failure."""
     begin = time.monotonic()
-    environ = {**os.environ, "PYTHONSAFEPATH": "1", "GTCBMUF_REQUIRE_NATIVE": "1"}
+    environ = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONSAFEPATH": "1", "GTCBMUF_REQUIRE_NATIVE": "1"}
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *TESTS], cwd=ROOT, env=environ,
                           text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
     print(done.stdout, flush=True)

@@ -1,7 +1,7 @@
 // What the kernels of encode hand to each other, all of it in the scratch memory. In order on the stream:
-//   stage.cu   note_segments, stage_chunks: residual, and the words of each chunk
+//   stage.cu   note_segments (many of them), stage_chunks: residual, and the words of each chunk
 //   plan.cu    number_words, cap_chunks (with a cap), plan_message: numbers, layout, which body
-//   pack.cu    write_body, write_header
+//   pack.cu    write_message
 #pragma once
 
 #include "cuda/device.cuh"
@@ -13,6 +13,7 @@ struct Plan {                      // of one message
     uint64_t non_finite;           // index of the first; NONE
     uint64_t window_start;         // of the cap
     uint32_t kind;
+    uint32_t blocks_done;          // of threads, with their part of the body
 };
 
 constexpr uint64_t NONE = ~(uint64_t)0;
@@ -30,7 +31,7 @@ struct Encoder {
     uint64_t *message;             // [capacity / 8]
     // scratch
     Plan *plan;
-    Segment *segments;             // [segment_count + 1], the last one begins at `elements`
+    Segment *segments;             // [segment_count + 1], the last one begins at `elements`; few are an argument of stage_chunks
     uint64_t *starts;              // [chunks] number of a chunk's first word among all
     uint64_t *ends, *offsets;      // [blocks of the packed body] index after the last element; place in the body
     uint32_t *counts;              // [chunks] words

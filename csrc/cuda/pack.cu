@@ -5,27 +5,45 @@
 constexpr unsigned BLOCK_WORDS = BLOCK * (64 + 3) / 64 + 1, CHUNK_WORDS = CHUNK / 32;
 constexpr unsigned SHARED_WORDS = BLOCK_WORDS > CHUNK_WORDS ? BLOCK_WORDS : CHUNK_WORDS;
 
-struct Bits { unsigned long long words[SHARED_WORDS]; };
+struct Bits { uint32_t halves[2 * SHARED_WORDS]; };      // of 64-bit words: shared memory has atomic operations on 32 bits only
 
 __device__ inline uint64_t *body_of(const Encoder &e) { return e.message + GTCB_HEADER_BYTES / 8; }
 
-// Threads may set bits of the same word; which one comes first does not show.
-__device__ inline void put_bits(Bits *bits, uint64_t at, unsigned count, uint64_t value)
-{
-    if (value == 0)
-        return;
-    const unsigned shift = (unsigned)(at % 64);
-    atomicOr(&bits->words[at / 64], (unsigned long long)(value << shift));
-    if (shift + count > 64 && value >> (64 - shift) != 0)
-        atomicOr(&bits->words[at / 64 + 1], (unsigned long long)(value >> (64 - shift)));
-}
+__device__ inline uint64_t word_at(const Bits *bits, unsigned i) { return bits->halves[2 * i] | (uint64_t)bits->halves[2 * i + 1] << 32; }
 
 __device__ inline void clear(Bits *bits, unsigned words)
 {
-    for (unsigned i = threadIdx.x; i < words; i += THREADS)
-        bits->words[i] = 0;
+    for (unsigned i = threadIdx.x; i < 2 * words; i += THREADS)
+        bits->halves[i] = 0;
     __syncthreads();
 }
+
+// Puts values of one thread, each behind the one before, and touches shared memory once for each half that they lie in. Threads may
+// set bits of the same half; which one comes first does not show.
+struct Writer {
+    Bits *bits;
+    uint64_t half = 0;
+    uint32_t pending = 0;
+
+    __device__ explicit Writer(Bits *to) : bits(to) {}
+    __device__ void put(uint64_t at, uint64_t value)
+    {
+        for (unsigned taken; value != 0; value >>= taken, at += taken) {
+            if (at / 32 != half) {
+                flush();
+                half = at / 32;
+            }
+            pending |= (uint32_t)(value << at % 32);
+            taken = 32 - (unsigned)(at % 32);
+        }
+    }
+    __device__ void flush()
+    {
+        if (pending != 0)
+            atomicOr(&bits->halves[half], pending);
+        pending = 0;
+    }
+};
 
 // Writes the first words of `bits` to the body from its word `at` on; returns this thread's part of the checksum.
 __device__ inline uint64_t copy_out(const Encoder &e, const Bits *bits, unsigned words, uint64_t at)
@@ -33,18 +51,18 @@ __device__ inline uint64_t copy_out(const Encoder &e, const Bits *bits, unsigned
     uint64_t sum = 0;
     __syncthreads();
     for (unsigned i = threadIdx.x; i < words; i += THREADS) {
-        body_of(e)[at + i] = bits->words[i];
-        sum += checksum_term(bits->words[i], at + i);
+        const uint64_t word = word_at(bits, i);
+        body_of(e)[at + i] = word;
+        sum += checksum_term(word, at + i);
     }
     __syncthreads();
     return sum;
 }
 
-// The chunk in which the word of that number is.
-__device__ inline uint64_t chunk_of(const Encoder &e, uint64_t number)
+// The chunk in which the word of that number is; it is one of low … last.
+__device__ inline uint64_t chunk_of(const Encoder &e, uint64_t number, uint64_t low, uint64_t last)
 {
-    uint64_t low = 0, high = e.chunks;      // the last one that begins at or before it
-    while (high - low > 1) {
+    for (uint64_t high = last + 1; high - low > 1;) {        // the last one that begins at or before it
         const uint64_t middle = low + (high - low) / 2;
         if (e.starts[middle] <= number)
             low = middle;
@@ -58,7 +76,7 @@ __device__ inline uint64_t chunk_of(const Encoder &e, uint64_t number)
 
 __device__ inline uint64_t word_numbered(const Encoder &e, uint64_t number)
 {
-    const uint64_t chunk = chunk_of(e, number);
+    const uint64_t chunk = chunk_of(e, number, 0, e.chunks - 1);
     return 2 * chunk * CHUNK + e.words[chunk * CHUNK + (number - e.starts[chunk])];
 }
 
@@ -77,35 +95,41 @@ __device__ inline uint64_t write_words(const Encoder &e)
 
 // -- Body 2: packed -----------------------------------------------------------------------------------------------------
 
-struct PackedBlock { uint64_t first, end, base; Layout layout; };      // first, end: numbers of its words
+struct PackedBlock {
+    uint64_t first, count, base;             // number of its first word; index after the last element before it
+    uint64_t first_chunk, last_chunk;        // where its words are
+    Layout layout;
+};
 
-__device__ inline void put_word(const Encoder &e, const PackedBlock &b, uint64_t chunk, uint64_t number, Bits *bits)
-{
-    const uint64_t i = number - b.first;
-    const uint64_t v = e.words[chunk * CHUNK + (number - e.starts[chunk])] + 2 * (chunk * CHUNK - b.base);
-    const unsigned l = b.layout.l;
-    put_bits(bits, i * l, l, v & (((uint64_t)1 << l) - 1));
-    put_bits(bits, 8 * b.layout.lows_bytes + (v >> l) + i, 1, 1);
-}
+__device__ inline uint64_t chunk_before(uint64_t element) { return element == 0 ? 0 : (element - 1) / CHUNK; }
 
-// Words lie chunk by chunk: many to a chunk are shared out to the lanes of a warp, few go to one thread.
+// A thread takes words in a row.
 __device__ inline void put_words(const Encoder &e, const PackedBlock &b, Bits *bits)
 {
-    const uint64_t first = chunk_of(e, b.first), chunks = chunk_of(e, b.end - 1) - first + 1;
-    const unsigned lanes = chunks <= THREADS / 4 ? WARP : 1;
-    for (uint64_t i = threadIdx.x / lanes; i < chunks; i += THREADS / lanes) {
-        const uint64_t start = e.starts[first + i], end = least(start + e.counts[first + i], b.end);
-        const uint64_t from = start > b.first ? start : b.first;
-        for (uint64_t number = from + threadIdx.x % lanes; number < end; number += lanes)
-            put_word(e, b, first + i, number, bits);
+    constexpr unsigned EACH = BLOCK / THREADS;
+    const unsigned l = b.layout.l;
+    Writer lows(bits), uppers(bits);
+    uint64_t chunk = b.first_chunk, start = 0, end = 0;
+    for (uint64_t i = EACH * threadIdx.x; i < least(EACH * (threadIdx.x + 1), b.count); i++) {
+        const uint64_t number = b.first + i;
+        if (number >= end) {
+            chunk = chunk_of(e, number, chunk, b.last_chunk);
+            start = e.starts[chunk];
+            end = start + e.counts[chunk];
+        }
+        const uint64_t v = e.words[chunk * CHUNK + (number - start)] + 2 * (chunk * CHUNK - b.base);
+        lows.put(i * l, v & (((uint64_t)1 << l) - 1));
+        uppers.put(8 * b.layout.lows_bytes + (v >> l) + i, 1);
     }
+    lows.flush();
+    uppers.flush();
 }
 
 __device__ inline uint64_t write_block(const Encoder &e, uint64_t block, Bits *bits)
 {
     const uint64_t count = count_of(e.plan->sent, block), base = block == 0 ? 0 : e.ends[block - 1];
     const uint64_t span = e.ends[block] - base, at = e.offsets[block];
-    const PackedBlock b = {block * BLOCK, block * BLOCK + count, base, layout_of(span, count)};
+    const PackedBlock b = {block * BLOCK, count, base, chunk_before(base), chunk_before(base + span), layout_of(span, count)};
     const unsigned words = (unsigned)(up_to_8(b.layout.bytes) / 8);
     clear(bits, words);
     put_words(e, b, bits);
@@ -132,11 +156,14 @@ __device__ inline uint64_t write_codes(const Encoder &e, uint64_t chunk, Bits *b
 {
     const unsigned elements = (unsigned)least(e.elements - chunk * CHUNK, CHUNK);
     const unsigned words = (elements + 31) / 32;
+    const uint32_t count = e.counts[chunk], each = (count + THREADS - 1) / THREADS;
+    Writer codes(bits);
     clear(bits, words);
-    for (uint32_t i = threadIdx.x; i < e.counts[chunk]; i += THREADS) {
+    for (uint32_t i = each * threadIdx.x; i < least(each * (threadIdx.x + 1), count); i++) {
         const uint16_t word = e.words[chunk * CHUNK + i];
-        put_bits(bits, 2 * (word >> 1), 2, word & 1 ? 3 : 1);
+        codes.put(2 * (word >> 1), word & 1 ? 3 : 1);
     }
+    codes.flush();
     return copy_out(e, bits, words, chunk * CHUNK_WORDS);
 }
 
@@ -150,18 +177,7 @@ __device__ inline uint64_t write_dense(const Encoder &e, Bits *bits)
 
 // -- all ----------------------------------------------------------------------------------------------------------------
 
-__global__ void __launch_bounds__(THREADS) write_body(Encoder e)
-{
-    __shared__ Bits bits;
-    if (e.plan->body_bytes == 0)
-        return;
-    const uint64_t sum = e.plan->kind == GTCB_WORDS    ? write_words(e)
-                       : e.plan->kind == GTCB_PACKED ? write_packed(e, &bits)
-                                                     : write_dense(e, &bits);
-    add_up(sum, &e.plan->checksum);
-}
-
-__global__ void write_header(Encoder e)
+__device__ inline void write_header(const Encoder &e)
 {
     const Plan plan = *e.plan;
     const bool announces = plan.non_finite != NONE;
@@ -174,15 +190,30 @@ __global__ void write_header(Encoder e)
     h[4] = e.sequence;
     h[5] = e.bucket | (uint64_t)e.sender << 32;
     h[6] = __float_as_uint(e.threshold);
-    h[7] = plan.checksum;
+    h[7] = atomicAdd((unsigned long long *)&e.plan->checksum, 0ull);        // what all blocks have added
     uint64_t sum = 0;
     for (unsigned i = 0; i < GTCB_HEADER_BYTES / 8; i++)
         sum += checksum_term(h[i], i);
     h[6] |= (sum >> 32 ^ (sum & 0xFFFFFFFFu)) << 32;
 }
 
+// The block that ends last writes the header.
+__global__ void __launch_bounds__(THREADS) write_message(Encoder e)
+{
+    __shared__ Bits bits;
+    const uint64_t sum = e.plan->kind == GTCB_WORDS    ? write_words(e)
+                       : e.plan->kind == GTCB_PACKED ? write_packed(e, &bits)
+                                                     : write_dense(e, &bits);
+    add_up(sum, &e.plan->checksum);
+    __syncthreads();
+    if (threadIdx.x != 0)
+        return;
+    __threadfence();
+    if (atomicAdd(&e.plan->blocks_done, 1u) + 1 == gridDim.x)
+        write_header(e);
+}
+
 void launch_pack(const Encoder &e, const gtcb_cuda_launch &launch)
 {
-    GTCB_LAUNCH(write_body, launch.blocks, THREADS, launch.stream, e);
-    GTCB_LAUNCH(write_header, 1, 1, launch.stream, e);
+    GTCB_LAUNCH(write_message, launch.blocks, THREADS, launch.stream, e);
 }

@@ -17,15 +17,17 @@ __device__ inline Share share_of(uint64_t entries)
 __device__ inline uint64_t number_chunks(const Encoder &e, uint64_t *places, unsigned long long *non_finite)
 {
     const Share share = share_of(e.chunks);
-    uint64_t sum = 0, all;
+    uint64_t sum = 0, bad = NONE, all;
     if (threadIdx.x == 0)
         *non_finite = NONE;
-    __syncthreads();
+#pragma unroll 4
     for (uint64_t c = share.begin; c < share.end; c++) {
         sum += e.counts[c];
-        if (e.non_finite[c] != NONE_IN_CHUNK)
-            atomicMin(non_finite, (unsigned long long)(c * CHUNK + e.non_finite[c]));
+        bad = least(bad, e.non_finite[c] == NONE_IN_CHUNK ? NONE : c * CHUNK + e.non_finite[c]);
     }
+    __syncthreads();
+    if (bad != NONE)
+        atomicMin(non_finite, (unsigned long long)bad);
     uint64_t start = block_scan(sum, places, &all);
     for (uint64_t c = share.begin; c < share.end; c++) {
         e.starts[c] = start;
@@ -146,6 +148,7 @@ __global__ void __launch_bounds__(LONE_THREADS) plan_message(Encoder e)
         return;
     e.plan->sent = sent;
     e.plan->checksum = 0;
+    e.plan->blocks_done = 0;
     e.plan->non_finite = non_finite;
     choose_body(e, e.plan, packed);
     if (non_finite != NONE) {       // an announcement

@@ -1,153 +1,124 @@
 // Accumulate, threshold, residual, compaction, in one pass over the bucket (docs/message-format.md). A block of threads
 // takes a chunk; in each round a thread takes four elements, so that loads are of 16 bytes where the arrays allow it.
-#include "cuda/encoder.cuh"
+#include "cuda/gradients.cuh"
 
 constexpr unsigned ROUNDS = CHUNK / (4 * THREADS), WARPS = THREADS / WARP;
 constexpr unsigned COUNTS_PER_LANE = ROUNDS * WARPS / WARP;
-constexpr unsigned SEGMENTS_AT_ONCE = 64;        // of the table, as an argument of a kernel
 
-struct SegmentsAtOnce { Segment of[SEGMENTS_AT_ONCE]; };
+// -- the table of segments: few of them are an argument of the kernel, more are brought to scratch memory -------------------
 
-__global__ void note_segments(SegmentsAtOnce part, Segment *table, unsigned count)
+constexpr unsigned FEW = 64;
+
+struct FewSegments { Segment of[FEW]; };
+
+__global__ void note_segments(FewSegments part, Segment *table, unsigned count)
 {
     if (threadIdx.x < count)
         table[threadIdx.x] = part.of[threadIdx.x];
 }
 
-// -- one element -----------------------------------------------------------------------------------------------------
-
-__device__ inline float from_bfloat16(uint16_t bits) { return __uint_as_float((uint32_t)bits << 16); }
-
-__device__ inline float from_float16(uint16_t bits)
+// *first: number of the first one of this part; *start: where in the bucket it begins. Returns how many there are.
+static unsigned next_segments(const Encoder &e, const gtcb_segment *segments, uint64_t *first, uint64_t *start, FewSegments *part)
 {
-    const uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
-    if (exponent == 31)                                         // NaN, infinity
-        return __uint_as_float(sign | 0x7F800000u | fraction << 13);
-    if (exponent != 0)
-        return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
-    return __uint_as_float(sign | __float_as_uint((float)fraction * 0x1p-24f));     // denormal or zero; exact
+    unsigned count = 0;
+    for (; count < FEW && *first <= e.segment_count; ++count, ++*first) {
+        const bool end = *first == e.segment_count;
+        part->of[count] = {end ? nullptr : segments[*first].data, *start};
+        *start += end ? 0 : segments[*first].count;
+    }
+    return count;
 }
 
-template <gtcb_dtype D> struct Gradient;
-template <> struct Gradient<GTCB_F32> {
-    using type = float;
-    static __device__ float sum(float r, float g) { return r + g; }
-};
-template <> struct Gradient<GTCB_F64> {
-    using type = double;
-    static __device__ float sum(float r, double g) { return (float)((double)r + g); }
-};
-template <> struct Gradient<GTCB_BF16> {
-    using type = uint16_t;
-    static __device__ float sum(float r, uint16_t g) { return r + from_bfloat16(g); }
-};
-template <> struct Gradient<GTCB_F16> {
-    using type = uint16_t;
-    static __device__ float sum(float r, uint16_t g) { return r + from_float16(g); }
-};
+// -- a round: four elements of each thread -------------------------------------------------------------------------------
 
-__device__ inline bool finite(float x) { return (__float_as_uint(x) & 0x7F800000u) != 0x7F800000u; }
-
-// -- four elements of one thread ---------------------------------------------------------------------------------------
-
-template <class T> struct alignas(4 * sizeof(T) < 16 ? 4 * sizeof(T) : 16) Four { T of[4]; };
-
-// Segment in which the bucket's element lies: the last one that begins at or before it and is not empty.
-__device__ inline uint64_t segment_of(const Encoder &e, uint64_t element)
-{
-    uint64_t low = 0, high = e.segment_count;
-    while (high - low > 1) {
-        const uint64_t middle = low + (high - low) / 2;
-        if (e.segments[middle].start <= element)
-            low = middle;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-// Gradients and residuals of the elements first … first + count - 1, count <= 4. *segment: one at or before theirs.
-template <class T> __device__ void load(const Encoder &e, uint64_t first, unsigned count, uint64_t *segment, T *g, float *r)
-{
-    while (e.segments[*segment + 1].start <= first)
-        ++*segment;
-    const Segment s = e.segments[*segment];
-    const T *from = (const T *)s.data + (first - s.start);
-    const bool whole = count == 4 && e.segments[*segment + 1].start >= first + 4;
-    if (whole && (uintptr_t)from % sizeof(Four<T>) == 0) {
-        const Four<T> four = *(const Four<T> *)from;
-        for (unsigned j = 0; j < 4; j++)
-            g[j] = four.of[j];
-    } else {
-        uint64_t at = *segment;
-        for (unsigned j = 0; j < count; j++) {
-            while (e.segments[at + 1].start <= first + j)
-                at++;
-            g[j] = ((const T *)e.segments[at].data)[first + j - e.segments[at].start];
-        }
-    }
-    if (count == 4 && e.aligned) {
-        const Four<float> four = *(const Four<float> *)(e.residual_in + first);
-        for (unsigned j = 0; j < 4; j++)
-            r[j] = four.of[j];
-    } else {
-        for (unsigned j = 0; j < count; j++)
-            r[j] = e.residual_in[first + j];
-    }
-}
-
-__device__ inline void store(const Encoder &e, uint64_t first, unsigned count, const float *r)
-{
-    if (count == 4 && e.aligned) {
-        Four<float> four;
-        for (unsigned j = 0; j < 4; j++)
-            four.of[j] = r[j];
-        *(Four<float> *)(e.residual_out + first) = four;
-    } else {
-        for (unsigned j = 0; j < count; j++)
-            e.residual_out[first + j] = r[j];
-    }
-}
-
-// -- a chunk -------------------------------------------------------------------------------------------------------------
+// What a thread remembers of a round: bits 0-3 sent, 4-7 negative, from 8 on the words of the warp's lanes before it.
+using Hits = uint16_t;
 
 struct Shared {
+    Hits hits[ROUNDS][THREADS];
     uint32_t counts[ROUNDS * WARPS];     // words of each round and warp; then of all before them
     uint32_t non_finite, sent;
 };
 
-// What a thread remembers of a round: bits 0-3 sent, 4-7 negative, from 8 on the words of the warp's lanes before it.
-struct Hits { uint32_t packed; };
-
-template <gtcb_dtype D> __device__ Hits stage_four(const Encoder &e, uint64_t first, unsigned at, unsigned count,
-                                                   uint64_t *segment, Shared *shared)
+// t = r + g; q = ±τ where |t| >= τ, else 0; r = t - q. Bits 0-3: sent; 4-7: negative. `at`: index in the chunk.
+template <gtcb_dtype D, class T> __device__ inline uint32_t threshold_four(const T *g, float *r, float tau, unsigned count, unsigned at,
+                                                                           uint32_t *non_finite)
 {
-    typename Gradient<D>::type g[4];
-    float r[4], tau = e.threshold;
-    uint32_t sent = 0, negative = 0;
-    if (count > 0) {
-        load(e, first + at, count, segment, g, r);
-        for (unsigned j = 0; j < 4; j++) {
-            if (j >= count)
-                break;
-            const float t = Gradient<D>::sum(r[j], g[j]);
-            const float q = t >= tau ? tau : t <= -tau ? -tau : 0.0f;
-            if (!finite(t))
-                atomicMin(&shared->non_finite, at + j);         // the least one, whatever the order
-            sent |= (uint32_t)(q != 0.0f) << j;
-            negative |= (uint32_t)(q < 0.0f) << j;
-            r[j] = t - q;
-        }
-        store(e, first + at, count, r);
+    uint32_t sent = 0, negative = 0, bad = 0;
+#pragma unroll
+    for (unsigned j = 0; j < 4; j++) {
+        const float t = Gradient<D>::sum(r[j], g[j]);
+        const float q = t >= tau ? tau : t <= -tau ? -tau : 0.0f;
+        bad |= (uint32_t)!finite(t) << j;
+        sent |= (uint32_t)(q != 0.0f) << j;
+        negative |= (uint32_t)(q < 0.0f) << j;
+        r[j] = t - q;
     }
+    const uint32_t there = (1u << count) - 1;
+    if (bad & there)
+        atomicMin(non_finite, at + (unsigned)__ffs((int)(bad & there)) - 1);     // the least one, whatever the order
+    return (sent & there) | (negative & there) << 4;
+}
+
+// Numbers the thread's words among those of its warp. By whole warps.
+__device__ inline void note_hits(Shared *shared, unsigned round, uint32_t found)
+{
     uint32_t before = 0;
-    if (__ballot_sync(ALL, sent != 0) != 0) {
+    if (__ballot_sync(ALL, found != 0) != 0) {
         const uint32_t lanes_before = (1u << lane_of()) - 1;
         for (unsigned j = 0; j < 4; j++)
-            before += __popc(__ballot_sync(ALL, sent >> j & 1) & lanes_before);
+            before += __popc(__ballot_sync(ALL, found >> j & 1) & lanes_before);
     }
-    return {sent | negative << 4 | before << 8};
+    shared->hits[round][threadIdx.x] = (Hits)(found | before << 8);
+    if (lane_of() == WARP - 1)
+        shared->counts[round * WARPS + warp_of()] = before + __popc(found & 15);
 }
+
+__device__ inline unsigned place_in_chunk(unsigned round) { return 4 * (round * THREADS + threadIdx.x); }
+
+// A chunk that is whole, in one segment, and aligned, as nearly all are. Loads of several rounds are under way at once.
+template <gtcb_dtype D, class T> __device__ void stage_plain(const Encoder &e, uint64_t first, const T *gradient, Shared *shared)
+{
+    constexpr unsigned AHEAD = sizeof(T) > 4 ? 2 : 4;
+    static_assert(ROUNDS % AHEAD == 0, "whole groups of rounds");
+#pragma unroll 1
+    for (unsigned round = 0; round < ROUNDS; round += AHEAD) {
+        Four<T> g[AHEAD];
+        Four<float> r[AHEAD];
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD; i++) {
+            g[i] = *(const Four<T> *)(gradient + place_in_chunk(round + i));
+            r[i] = *(const Four<float> *)(e.residual_in + first + place_in_chunk(round + i));
+        }
+#pragma unroll
+        for (unsigned i = 0; i < AHEAD; i++) {
+            const unsigned at = place_in_chunk(round + i);
+            const uint32_t found = threshold_four<D>(g[i].of, r[i].of, e.threshold, 4, at, &shared->non_finite);
+            store_four(e.residual_out + first + at, r[i].of);
+            note_hits(shared, round + i, found);
+        }
+    }
+}
+
+template <gtcb_dtype D, class T> __device__ void stage_any(const Encoder &e, const Segment *segments, uint64_t first, unsigned count,
+                                                           uint64_t segment, Shared *shared)
+{
+#pragma unroll 1
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        const unsigned at = place_in_chunk(round), here = at >= count ? 0 : (unsigned)least(count - at, 4);
+        T g[4] = {};
+        float r[4] = {};
+        uint32_t found = 0;
+        if (here > 0) {
+            load(e, segments, first + at, here, &segment, g, r);
+            found = threshold_four<D>(g, r, e.threshold, here, at, &shared->non_finite);
+            store(e, first + at, here, r);
+        }
+        note_hits(shared, round, found);
+    }
+}
+
+// -- a chunk -------------------------------------------------------------------------------------------------------------
 
 // Numbers the words of all rounds and warps; sets shared->sent. By the first warp.
 __device__ inline void number_rounds(Shared *shared)
@@ -167,71 +138,74 @@ __device__ inline void number_rounds(Shared *shared)
         shared->sent = inclusive;
 }
 
-template <gtcb_dtype D> __device__ void stage_chunk(const Encoder &e, uint64_t chunk, Shared *shared)
+__device__ inline void write_staged(const Encoder &e, uint64_t first, const Shared *shared)
 {
-    const uint64_t first = chunk * CHUNK;
+#pragma unroll 1
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        const uint32_t hits = shared->hits[round][threadIdx.x];
+        uint32_t place = shared->counts[round * WARPS + warp_of()] + (hits >> 8);
+        for (uint32_t left = hits & 15; left != 0; left &= left - 1) {
+            const unsigned j = (unsigned)__ffs((int)left) - 1;
+            e.words[first + place++] = (uint16_t)(2 * (place_in_chunk(round) + j) + (hits >> (4 + j) & 1));
+        }
+    }
+}
+
+template <gtcb_dtype D> __device__ void stage_chunk(const Encoder &e, const Segment *segments, uint64_t chunk, Shared *shared)
+{
+    using T = typename Gradient<D>::type;
+    const uint64_t first = chunk * CHUNK, segment = segment_of(segments, e.segment_count, first);
     const unsigned count = (unsigned)least(e.elements - first, CHUNK);
-    uint64_t segment = segment_of(e, first);
-    Hits hits[ROUNDS];
+    const T *gradient = (const T *)segments[segment].data + (first - segments[segment].start);
+    const bool whole = count == CHUNK && segments[segment + 1].start >= first + CHUNK;
     if (threadIdx.x == 0)
         shared->non_finite = NONE_IN_CHUNK;
     __syncthreads();
-#pragma unroll
-    for (unsigned round = 0; round < ROUNDS; round++) {
-        const unsigned at = 4 * (round * THREADS + threadIdx.x);
-        hits[round] = stage_four<D>(e, first, at, at >= count ? 0 : (unsigned)least(count - at, 4), &segment, shared);
-        if (lane_of() == WARP - 1)
-            shared->counts[round * WARPS + warp_of()] = (hits[round].packed >> 8) + __popc(hits[round].packed & 15);
-    }
+    if (whole && e.aligned && (uintptr_t)gradient % sizeof(Four<T>) == 0)
+        stage_plain<D>(e, first, gradient, shared);
+    else
+        stage_any<D, T>(e, segments, first, count, segment, shared);
     __syncthreads();
     if (warp_of() == 0)
         number_rounds(shared);
     __syncthreads();
-#pragma unroll
-    for (unsigned round = 0; round < ROUNDS; round++) {
-        const uint32_t packed = hits[round].packed;
-        uint32_t place = shared->counts[round * WARPS + warp_of()] + (packed >> 8);
-        for (unsigned j = 0; j < 4; j++)
-            if (packed >> j & 1)
-                e.words[first + place++] = (uint16_t)(2 * (4 * (round * THREADS + threadIdx.x) + j) + (packed >> (4 + j) & 1));
-    }
+    write_staged(e, first, shared);
     if (threadIdx.x == 0) {
         e.counts[chunk] = shared->sent;
         e.non_finite[chunk] = shared->non_finite;
     }
+    __syncthreads();        // the next chunk overwrites what is read here
 }
 
-template <gtcb_dtype D> __device__ void stage_all(const Encoder &e, Shared *shared)
+template <gtcb_dtype D> __device__ void stage_all(const Encoder &e, const Segment *segments, Shared *shared)
 {
     for (uint64_t chunk = blockIdx.x; chunk < e.chunks; chunk += gridDim.x)
-        stage_chunk<D>(e, chunk, shared);
+        stage_chunk<D>(e, segments, chunk, shared);
 }
 
 // Four blocks to a multiprocessor (64 registers a thread), so that enough loads are under way.
-__global__ void __launch_bounds__(THREADS, THREADS <= 256 ? 4 : 1) stage_chunks(Encoder e)
+__global__ void __launch_bounds__(THREADS, THREADS <= 256 ? 4 : 1) stage_chunks(Encoder e, const __grid_constant__ FewSegments few)
 {
     __shared__ Shared shared;
+    const Segment *segments = e.segment_count < FEW ? few.of : e.segments;
     switch (e.dtype) {
-    case GTCB_BF16: return stage_all<GTCB_BF16>(e, &shared);
-    case GTCB_F16: return stage_all<GTCB_F16>(e, &shared);
-    case GTCB_F64: return stage_all<GTCB_F64>(e, &shared);
-    default: return stage_all<GTCB_F32>(e, &shared);
+    case GTCB_BF16: return stage_all<GTCB_BF16>(e, segments, &shared);
+    case GTCB_F16: return stage_all<GTCB_F16>(e, segments, &shared);
+    case GTCB_F64: return stage_all<GTCB_F64>(e, segments, &shared);
+    default: return stage_all<GTCB_F32>(e, segments, &shared);
     }
 }
 
 void launch_stage(const Encoder &e, const gtcb_segment *segments, const gtcb_cuda_launch &launch)
 {
-    uint64_t start = 0;
-    for (uint64_t first = 0; first <= e.segment_count; first += SEGMENTS_AT_ONCE) {
-        SegmentsAtOnce part = {};
-        const unsigned count = (unsigned)least(e.segment_count + 1 - first, SEGMENTS_AT_ONCE);
-        for (unsigned i = 0; i < count; i++) {
-            const bool end = first + i == e.segment_count;
-            part.of[i] = {end ? nullptr : segments[first + i].data, start};
-            start += end ? 0 : segments[first + i].count;
-        }
-        GTCB_LAUNCH(note_segments, 1, SEGMENTS_AT_ONCE, launch.stream, part, e.segments + first, count);
+    FewSegments part = {};
+    uint64_t first = 0, start = 0;
+    const bool few = e.segment_count < FEW;
+    for (Segment *table = e.segments; first <= e.segment_count;) {
+        const unsigned count = next_segments(e, segments, &first, &start, &part);
+        if (!few)
+            GTCB_LAUNCH(note_segments, 1, FEW, launch.stream, part, table, count);
+        table += count;
     }
-    const unsigned blocks = (unsigned)least(launch.blocks, e.chunks);
-    GTCB_LAUNCH(stage_chunks, blocks, THREADS, launch.stream, e);
+    GTCB_LAUNCH(stage_chunks, (unsigned)least(launch.blocks, e.chunks), THREADS, launch.stream, e, part);
 }

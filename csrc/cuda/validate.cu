@@ -10,34 +10,36 @@ __device__ inline uint64_t word_of(const Message &m, uint64_t i)        // the l
     return left >= 8 ? m.body[i] : m.body[i] & (((uint64_t)1 << 8 * left) - 1);
 }
 
-__device__ inline uint64_t thread_in_grid() { return blockIdx.x * (uint64_t)THREADS + threadIdx.x; }
-__device__ inline uint64_t threads_in_grid() { return gridDim.x * (uint64_t)THREADS; }
+struct Team { unsigned block, blocks; };        // this block of threads among those that look at the same message
 
-__device__ inline uint64_t sum_up(const Message &m)
+__device__ inline uint64_t thread_of(const Team &t) { return t.block * (uint64_t)THREADS + threadIdx.x; }
+__device__ inline uint64_t threads_of(const Team &t) { return t.blocks * (uint64_t)THREADS; }
+
+__device__ inline uint64_t sum_up(const Message &m, const Team &team)
 {
     uint64_t sum = 0;
-    for (uint64_t i = thread_in_grid(); 8 * i < m.body_bytes; i += threads_in_grid())
+    for (uint64_t i = thread_of(team); 8 * i < m.body_bytes; i += threads_of(team))
         sum += checksum_term(word_of(m, i), i);
     return sum;
 }
 
 // -- words, dense --------------------------------------------------------------------------------------------------------
 
-__device__ inline bool words_are_bad(const Message &m)
+__device__ inline bool words_are_bad(const Message &m, const Team &team)
 {
     const uint32_t *words = (const uint32_t *)m.body;
     bool bad = false;
-    for (uint64_t i = thread_in_grid(); i < m.sent; i += threads_in_grid())
+    for (uint64_t i = thread_of(team); i < m.sent; i += threads_of(team))
         bad |= words[i] >> 1 >= m.elements || (i > 0 && words[i - 1] >> 1 >= words[i] >> 1);
     return bad;
 }
 
 // Counts the codes that are not 0.
-__device__ inline bool codes_are_bad(const Message &m, uint64_t *count)
+__device__ inline bool codes_are_bad(const Message &m, const Team &team, uint64_t *count)
 {
     const uint64_t low = 0x5555555555555555ull;         // the lower bit of each code
     bool bad = false;
-    for (uint64_t i = thread_in_grid(); 8 * i < m.body_bytes; i += threads_in_grid()) {
+    for (uint64_t i = thread_of(team); 8 * i < m.body_bytes; i += threads_of(team)) {
         const uint64_t w = word_of(m, i), used = 2 * m.elements - 64 * i;
         bad |= (w >> 1 & ~w & low) != 0 || (used < 64 && w >> used != 0);
         *count += __popcll(w & low);
@@ -87,30 +89,34 @@ __device__ inline bool block_is_bad(const Message &m, uint64_t block, uint64_t b
            !fill_is_zero(m.body, end, block + 1 < blocks ? 64 : 8) || run_is_bad(m, lows, uppers, span, count, y);
 }
 
-__device__ inline bool packed_is_bad(const Decoder &d, unsigned slot, const Message &m, uint64_t *places)
+__device__ inline bool packed_is_bad(const Decoder &d, unsigned slot, const Message &m, const Team &team, uint64_t *places)
 {
     const uint64_t blocks = d.found[slot].blocks;
     bool bad = false;
-    for (uint64_t b = blockIdx.x; b < blocks; b += gridDim.x)
+    for (uint64_t b = team.block; b < blocks; b += team.blocks)
         bad |= block_is_bad(m, b, blocks, d.offsets[slot * d.places + b], places);
     return bad;
 }
 
 // -- all -----------------------------------------------------------------------------------------------------------------
 
-__global__ void __launch_bounds__(THREADS) inspect(Decoder d, unsigned slot, Message m)
+// As many blocks of threads for each message.
+__global__ void __launch_bounds__(THREADS) inspect(Decoder d, Batch batch, unsigned blocks_each)
 {
     __shared__ uint64_t places[SCAN_PLACES];
+    const unsigned slot = blockIdx.x / blocks_each;
+    const Team team = {blockIdx.x % blocks_each, blocks_each};
+    const Message m = batch.of[slot];
     Found *found = d.found + slot;
     uint64_t codes = 0;
-    const bool bad = m.kind == GTCB_WORDS    ? words_are_bad(m)
-                   : m.kind == GTCB_PACKED ? packed_is_bad(d, slot, m, places)
-                                             : codes_are_bad(m, &codes);
+    const bool bad = m.kind == GTCB_WORDS    ? words_are_bad(m, team)
+                   : m.kind == GTCB_PACKED ? packed_is_bad(d, slot, m, team, places)
+                                             : codes_are_bad(m, team, &codes);
     if (bad)
         atomicOr(&found->bad, 1u);
     __syncthreads();
     add_up(codes, &found->codes);
-    add_up(sum_up(m), &found->checksum);
+    add_up(sum_up(m, team), &found->checksum);
 }
 
 __global__ void judge(Decoder d, Batch batch, uint32_t *verdicts)
@@ -134,9 +140,8 @@ gtcb_status gtcb_cuda_validate(const gtcb_cuda_message *messages, size_t count, 
         const size_t now = least(count - first, BATCH);
         const Batch batch = read_messages(messages + first, now);
         launch_locate(d, batch, now, *launch);
-        for (size_t i = 0; i < now; i++)
-            if (batch.of[i].body_bytes > 0)
-                GTCB_LAUNCH(inspect, launch->blocks, THREADS, launch->stream, d, (unsigned)i, batch.of[i]);
+        const unsigned blocks_each = (unsigned)parts(launch->blocks, now);
+        GTCB_LAUNCH(inspect, blocks_each * (unsigned)now, THREADS, launch->stream, d, batch, blocks_each);
         GTCB_LAUNCH(judge, 1, (unsigned)now, launch->stream, d, batch, verdicts + first);
     }
     return launched();

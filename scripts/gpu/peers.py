@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 
-def rows(gradient: np.ndarray, thresholds, densities) -> list[dict]:
-    """name, density, and ms or why it is missing."""
+def rows(gradient: np.ndarray, thresholds, densities, keep_busy) -> list[dict]:
+    """name, density, and ms or why it is missing. keep_busy: called before what is timed, as for the codec."""
     found = []
     for name, load in (("torch", _torch), ("CuPy", _cupy)):
         try:
-            steps = load(gradient)
+            steps = load(gradient, keep_busy)
         except Exception as error:  # noqa: BLE001 - not installed, or built without CUDA: the table says so
             found.append({"name": name, "missing": f"{type(error).__name__}: {error}"})
             continue
@@ -19,9 +19,10 @@ def rows(gradient: np.ndarray, thresholds, densities) -> list[dict]:
     return found
 
 
-def _median(begin, end, wait, elapsed, run, rounds=15, warm=3):
+def _median(keep_busy, begin, end, wait, elapsed, run, rounds=15, warm=3):
     times = []
     for i in range(warm + rounds):
+        keep_busy()
         begin()
         run()
         end()
@@ -31,7 +32,7 @@ def _median(begin, end, wait, elapsed, run, rounds=15, warm=3):
     return sorted(times)[len(times) // 2]
 
 
-def _torch(gradient):
+def _torch(gradient, keep_busy):
     import torch
 
     if not torch.cuda.is_available():
@@ -50,14 +51,14 @@ def _torch(gradient):
         torch.topk(out.abs(), max(1, int(density * out.numel())), sorted=False)
 
     def time(step, threshold, density):
-        return _median(start.record, stop.record, stop.synchronize, lambda: start.elapsed_time(stop),
+        return _median(keep_busy, start.record, stop.record, stop.synchronize, lambda: start.elapsed_time(stop),
                        lambda: step(threshold, density))  # fmt: skip
 
     return [("torch: threshold and nonzero", threshold_and_nonzero, lambda t, d: time(threshold_and_nonzero, t, d)),
             ("torch.topk", topk, lambda t, d: time(topk, t, d))]  # fmt: skip
 
 
-def _cupy(gradient):
+def _cupy(gradient, keep_busy):
     import cupy
 
     g = cupy.asarray(gradient)
@@ -70,7 +71,7 @@ def _cupy(gradient):
         out[sent] -= cupy.sign(out[sent]) * cupy.float32(threshold)
 
     def time(step, threshold, density):
-        return _median(start.record, stop.record, stop.synchronize, lambda: cupy.cuda.get_elapsed_time(start, stop),
+        return _median(keep_busy, start.record, stop.record, stop.synchronize, lambda: cupy.cuda.get_elapsed_time(start, stop),
                        lambda: step(threshold, density))  # fmt: skip
 
     return [("CuPy: element by element", elementwise, lambda t, d: time(elementwise, t, d))]

@@ -12,8 +12,8 @@ def _table(head: list[str], lines: list[list[str]]) -> str:
 
 def _encode(rows) -> str:
     lines = [[f"{r['elements']:,}", f"{100 * r['density']:g} %", f"{r['ms']:.3f}", f"{1e-9 * r['copy_bytes_a_second']:.0f}",
-              f"{100 * r['of_copy']:.0f} %", _verdict(r)] for r in rows]  # fmt: skip
-    return _table(["elements", "density", "encode [ms]", "copy [GB/s]", "of the copy", f"goal {100 * GOAL:g} %"], lines)
+              f"{100 * r['of_copy']:.0f} %", _verdict(r), f"{r['host_us']:.0f}"] for r in rows]  # fmt: skip
+    return _table(["elements", "density", "encode [ms]", "copy [GB/s]", "of the copy", f"goal {100 * GOAL:g} %", "host [µs]"], lines)
 
 
 def _verdict(row) -> str:
@@ -32,7 +32,8 @@ def training(content: dict) -> str:
     """Of the ranks that share the GPU."""
     if "missing" in content:
         return f"Training: missing ({content['missing']})."
-    lines = [[str(r["ranks"]), r["strategy"] + ("" if r["where"] == "on the GPU" else ", by way of the host"),
+    lines = [[str(r["ranks"]), r["strategy"] + ("" if r["where"] == "on the GPU" else ", by way of the host")
+              + (", straight from the GPU" if r["direct"] else ""),
               f"{r['parameters']:,}", f"{r['bytes_a_step']:,.0f}", *(f"{r['ms'][way]:.1f}" for way in ("plain", "serial", "overlap")),
               f"{100 * r['hidden']:.0f} %"] for r in content["rows"]]  # fmt: skip
     head = ["ranks", "strategy", "parameters", "bytes a step and rank", "alone [ms]", "after backward [ms]", "overlapped [ms]", "hidden"]

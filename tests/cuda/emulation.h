@@ -22,9 +22,13 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static __attribute__((section("cuda_shared")))
 
 struct dim3 { unsigned x; };
+struct alignas(16) float4 { float x, y, z, w; };
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline void __stcs(float4 *to, float4 values) { *to = values; }
 extern thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 using cudaError_t = int;
@@ -46,6 +50,7 @@ void exchange(Exchange what, uint64_t value, uint64_t *of_lanes /* [32] */);
 #define GTCB_LAUNCH(kernel, blocks, threads, stream, ...) \
     (note_launch((const void *)(stream)), emulation::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }))
 
+inline void __threadfence() {}
 inline void __syncthreads() { emulation::wait_for_block(false); }
 inline int __syncthreads_or(int predicate)
 {

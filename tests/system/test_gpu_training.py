@@ -33,7 +33,7 @@ def test_what_is_measured(monkeypatch, ranks, direct):
     """direct: by an MPI that takes the device's memory, as here any does."""
     monkeypatch.setenv("GTCBMUF_CUDA_MPI", direct)
     monkeypatch.setattr(training.launch, "run", run)
-    monkeypatch.setattr(training, "RANKS", (ranks,))
+    monkeypatch.setattr(training, "RUNS", ((ranks, "dense"), (ranks, "GTC")))
     content = training.measure(job=JOB, program=ROOT / "tests" / "gpu_rank_emulated.py")
     assert [(r["ranks"], r["strategy"], r["where"]) for r in content["rows"]] == [(ranks, "dense", "on the GPU"), (ranks, "GTC", "on the GPU")]
     dense, gtc = (r["bytes_a_step"] for r in content["rows"])
@@ -44,8 +44,8 @@ def test_what_is_measured(monkeypatch, ranks, direct):
 
 def test_out_of_time():
     content = training.measure(deadline=0.0)
-    assert content["rows"] == [] and len(content["left_out"]) == 4
-    assert "Left out for want of time: dense on 2 ranks" in tables.training(content)
+    assert content["rows"] == [] and len(content["left_out"]) == 5
+    assert "Left out for want of time: GTC on 1 rank, dense on 2 ranks" in tables.training(content)
 
 
 def test_what_is_hidden():

@@ -88,7 +88,8 @@ def test_arrays_of_jax(codec, native, dtype):
     """Its own capsules, on the host; that they lie on a GPU is pretended."""
     jax = pytest.importorskip("jax", reason="needs JAX")
     values, residual = bucket(3000, "float32")
-    array = jax.numpy.asarray(values).astype(dtype)
+    with jax.default_device(jax.devices("cpu")[0]):
+        array = jax.numpy.asarray(values).astype(dtype)
     gradient = np.asarray(array).view(np.uint16) if dtype == "bfloat16" else np.asarray(array)
     rest, expected_rest = np.empty_like(residual), np.empty_like(residual)
     expected = native.encode([gradient], residual, expected_rest, 1.0, dtype=dtype)

@@ -23,6 +23,7 @@ def measured():
         patch.setattr(cuda, "core", emulated_core())
         patch.setattr(bench, "ROUNDS", 1)
         patch.setattr(bench, "WARM", 0)
+        patch.setattr(bench, "BUSY_ELEMENTS", 1000)
         yield bench, bench.measure(largest=20_000, smallest=9_000)
 
 
