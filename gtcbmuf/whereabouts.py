@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import time
@@ -23,12 +24,16 @@ def call_site() -> Site | None:
 
     Cheap: texts are made only when something has gone wrong.
     """
-    torch = sys.modules.get("torch")
-    passed = (_OWN, os.path.dirname(torch.__file__) + os.sep) if torch else (_OWN,)
+    passed = _passed_over("torch" in sys.modules)
     frame = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(passed):
         frame = frame.f_back
     return None if frame is None else (frame.f_code, frame.f_lineno)
+
+
+@functools.cache
+def _passed_over(torch_is_here: bool) -> tuple[str, ...]:
+    return (_OWN, os.path.dirname(sys.modules["torch"].__file__) + os.sep) if torch_is_here else (_OWN,)
 
 
 def describe(site: Site | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -26,7 +27,8 @@ def run_tests() -> dict:
     """Of pytest: its exit status, last line and seconds. A skip that the machine does not explain is a failure."""
     begin = time.monotonic()
     environ = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ, "PYTHONSAFEPATH": "1", "GTCBMUF_REQUIRE_NATIVE": "1"}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *TESTS], cwd=ROOT, env=environ,
+    workers = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *workers, *TESTS], cwd=ROOT, env=environ,
                           text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)  # fmt: skip
     print(done.stdout, flush=True)
     lines = done.stdout.strip().splitlines()

@@ -6,6 +6,28 @@
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
 #define GTCB_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, (cudaStream_t)(stream)>>>(__VA_ARGS__)
+#define GTCB_LAUNCH_EARLY(kernel, blocks, threads, stream, ...) launch_early(kernel, blocks, threads, stream, __VA_ARGS__)
+
+// A kernel that gets ready while the one before it on the stream still runs, once all blocks of that one have called
+// let_next_get_ready (programmatic dependent launch). It must call after_previous before it reads what others have written. Devices
+// before sm_90 have no such launches.
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, void *stream, Arguments... arguments)
+{
+    int device = 0, major = 0;
+    cudaGetDevice(&device);
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaLaunchAttribute early = {};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t launch = {};
+    launch.gridDim = blocks;
+    launch.blockDim = threads;
+    launch.stream = (cudaStream_t)stream;
+    launch.attrs = &early;
+    launch.numAttrs = major >= 9;
+    cudaLaunchKernelEx(&launch, kernel, Parameters(arguments)...);
+}
 #endif
 
 #include <stdint.h>
@@ -53,6 +75,22 @@ __device__ inline uint64_t checksum_term(uint64_t word, uint64_t i)
 {
     const uint64_t x = word ^ ((i + 1) * 0x9E3779B97F4A7C15ull);
     return word + (word << 32) + (x & 0xFFFFFFFFu) * (x >> 32);
+}
+
+// -- between kernels: see launch_early -----------------------------------------------------------------------------
+
+__device__ inline void let_next_get_ready()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaTriggerProgrammaticLaunchCompletion();
+#endif
+}
+
+__device__ inline void after_previous()
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    cudaGridDependencySynchronize();
+#endif
 }
 
 // -- within a block ------------------------------------------------------------------------------------------------

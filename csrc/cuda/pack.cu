@@ -201,6 +201,7 @@ __device__ inline void write_header(const Encoder &e)
 __global__ void __launch_bounds__(THREADS) write_message(Encoder e)
 {
     __shared__ Bits bits;
+    after_previous();
     const uint64_t sum = e.plan->kind == GTCB_WORDS    ? write_words(e)
                        : e.plan->kind == GTCB_PACKED ? write_packed(e, &bits)
                                                      : write_dense(e, &bits);
@@ -215,5 +216,5 @@ __global__ void __launch_bounds__(THREADS) write_message(Encoder e)
 
 void launch_pack(const Encoder &e, const gtcb_cuda_launch &launch)
 {
-    GTCB_LAUNCH(write_message, launch.blocks, THREADS, launch.stream, e);
+    GTCB_LAUNCH_EARLY(write_message, launch.blocks, THREADS, launch.stream, e);
 }

@@ -141,6 +141,8 @@ __global__ void __launch_bounds__(LONE_THREADS) plan_message(Encoder e)
 {
     __shared__ uint64_t places[SCAN_PLACES];
     __shared__ unsigned long long non_finite;
+    let_next_get_ready();
+    after_previous();
     const uint64_t sent = number_chunks(e, places, &non_finite);
     note_ends(e, sent);
     const uint64_t packed = lay_out_blocks(e, sent, places);
@@ -163,5 +165,5 @@ void launch_plan(const Encoder &e, const gtcb_cuda_launch &launch)
         GTCB_LAUNCH(number_words, 1, LONE_THREADS, launch.stream, e);
         GTCB_LAUNCH(cap_chunks, (unsigned)least(launch.blocks, e.chunks), THREADS, launch.stream, e);
     }
-    GTCB_LAUNCH(plan_message, 1, LONE_THREADS, launch.stream, e);
+    GTCB_LAUNCH_EARLY(plan_message, 1, LONE_THREADS, launch.stream, e);
 }

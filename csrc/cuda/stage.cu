@@ -187,6 +187,7 @@ template <gtcb_dtype D> __device__ void stage_all(const Encoder &e, const Segmen
 __global__ void __launch_bounds__(THREADS, THREADS <= 256 ? 4 : 1) stage_chunks(Encoder e, const __grid_constant__ FewSegments few)
 {
     __shared__ Shared shared;
+    let_next_get_ready();
     const Segment *segments = e.segment_count < FEW ? few.of : e.segments;
     switch (e.dtype) {
     case GTCB_BF16: return stage_all<GTCB_BF16>(e, segments, &shared);

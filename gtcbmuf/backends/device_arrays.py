@@ -45,6 +45,8 @@ def describe(core, name: str, array, stream: int = 0, *, write: bool = False) ->
     Raises TypeError for what is no array on a CUDA device or has a dtype that gtcbmuf does not know,
     ValueError for one that is not contiguous or read-only; both say the cure.
     """
+    if (known := getattr(array, "device_array", None)) is not None:  # of this library: sound, and on that stream
+        return known
     if hasattr(array, "__dlpack__") and hasattr(array, "__dlpack_device__"):
         return _from_dlpack(core, name, array, stream, write)
     if hasattr(array, "__cuda_array_interface__"):

@@ -10,7 +10,7 @@ import numpy as np
 
 from gtcbmuf.backends import cuda
 from gtcbmuf.backends.device_messages import OnDevice
-from gtcbmuf.backends.layout import HEADER_BYTES, Header, parse_header
+from gtcbmuf.backends.layout import HEADER_BYTES, Header
 from gtcbmuf.device.places import Place
 from gtcbmuf.errors import DeviceError, GtcbmufError, MismatchError, NonFiniteError
 
@@ -123,7 +123,7 @@ class DeviceTicket:
         self._messages = self._ticket.arrays()
         for rank, message in enumerate(self._messages):
             self._check_fault(rank, message.tobytes() if len(message) < HEADER_BYTES + 1000 else b"")
-        self.headers = [parse_header(bytes(message[:HEADER_BYTES])) for message in self._messages]
+        self.headers = [self._owner.codec.read_header(message[:HEADER_BYTES]) for message in self._messages]
         for rank, header in enumerate(self.headers):
             self._check(rank, header)
         if self._owner.direct:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from gtcbmuf.backends import cuda
-from gtcbmuf.backends.layout import HEADER_BYTES, parse_header
+from gtcbmuf.backends.layout import HEADER_BYTES
 
 FIRST_BYTES = 1 << 16  # of a message that are copied to the host before its length is known
 ALIGNMENT = 64  # of bodies in the room
@@ -40,7 +40,7 @@ class Place:
     def message(self) -> np.ndarray:
         """Waits for it, and for the part beyond what was copied at once. Its header only, if MPI reads the body on the device."""
         self._event.wait()
-        length = HEADER_BYTES + parse_header(bytes(self._pinned.array[:HEADER_BYTES])).body_bytes
+        length = HEADER_BYTES + self.codec.read_header(self._pinned.array[:HEADER_BYTES]).body_bytes
         if length > self._first and self._direct:
             return self._pinned.array[:HEADER_BYTES]
         if length > self._first:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gtcbmuf.backends import cuda
+from gtcbmuf.backends.device_arrays import DeviceArray
 
 
 class DeviceVector:
@@ -30,6 +31,10 @@ class DeviceVector:
             self._memory = cuda.core.DeviceMemory(self._codec.device, self.nbytes)
             self.clear()
         return self._memory.address
+
+    @property
+    def device_array(self) -> DeviceArray:
+        return DeviceArray(self.address, self._elements, "float32", self._codec.device, self)
 
     @property
     def __cuda_array_interface__(self) -> dict:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from gtcbmuf.backends.device_arrays import DeviceArray
 from gtcbmuf.device import DeviceVector, Home, why_on_the_host
 from gtcbmuf.policy import Worker
 from gtcbmuf.policy.layout import Bucket
@@ -46,14 +47,15 @@ class CudaHome:
     name = "on the GPU"
 
     def __init__(self, device: torch.device):
-        self._home = Home(device.index, lambda: torch.cuda.current_stream(device).cuda_stream)
+        self._home = Home(device.index, lambda: torch.cuda.current_stream(device.index).cuda_stream)
         self._device = device
+        self._tensors: dict[DeviceVector, torch.Tensor] = {}  # which show them
 
     def move_in(self, worker: Worker) -> None:
         self._home.move_in(worker)
 
     def segment(self, gradient: torch.Tensor) -> Segment:
-        return Segment(gradient.detach().contiguous().view(-1))
+        return Segment(gradient.detach().contiguous().view(-1), gradient.device.index)
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence, gradients: Sequence[torch.Tensor]) -> None:
         """See HostHome.collect. A dense bucket's gradient is on the host."""
@@ -61,7 +63,9 @@ class CudaHome:
         _copy(torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values), bucket, gradients)
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:
-        return torch.as_tensor(values, device=self._device)  # by the CUDA array interface: the same memory
+        if values not in self._tensors:  # a vector's memory stays where it is
+            self._tensors[values] = torch.as_tensor(values, device=self._device)  # by the CUDA array interface
+        return self._tensors[values]
 
 
 def _copy(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> None:
@@ -71,19 +75,15 @@ def _copy(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor
 
 
 class Segment:
-    """A 1-D tensor as a worker takes it: with NumPy's words for what it is, and DLPack for where."""
+    """A 1-D tensor of a GPU as a worker takes it: NumPy's words for what it is, and where it lies for the codec, which works on
+    torch's current stream (DLPack and the CUDA array interface, which torch makes anew each time, would say the same)."""
 
     ndim = 1
 
-    def __init__(self, tensor: torch.Tensor):
-        self.tensor, self.size = tensor, tensor.numel()
-        self.dtype = np.dtype("uint16" if tensor.dtype == torch.bfloat16 else dtype_name(tensor))
-
-    def __dlpack__(self, stream: int | None = None):
-        return self.tensor.__dlpack__(stream=stream)
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.tensor.__dlpack_device__()
+    def __init__(self, tensor: torch.Tensor, device: int):
+        name = dtype_name(tensor)
+        self.size, self.dtype = tensor.numel(), np.dtype("uint16" if name == "bfloat16" else name)
+        self.device_array = DeviceArray(tensor.data_ptr(), self.size, name, device, tensor)
 
 
 def home_of(named: list[Named], rank: int) -> HostHome | CudaHome:

@@ -49,6 +49,7 @@ void exchange(Exchange what, uint64_t value, uint64_t *of_lanes /* [32] */);
 
 #define GTCB_LAUNCH(kernel, blocks, threads, stream, ...) \
     (note_launch((const void *)(stream)), emulation::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }))
+#define GTCB_LAUNCH_EARLY GTCB_LAUNCH
 
 inline void __threadfence() {}
 inline void __syncthreads() { emulation::wait_for_block(false); }

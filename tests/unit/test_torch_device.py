@@ -167,7 +167,7 @@ def test_parameters_on_the_host(monkeypatch, recwarn):
 
 def test_parameters_on_one_gpu(monkeypatch, recwarn):
     monkeypatch.setattr(cuda, "core", emulated_core())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7 + device.index))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=7 + device))
     home = home_of(named("cuda:0", "cuda:0"), 0)
     assert isinstance(home, CudaHome) and (home._home.codec.device, home._home.codec.stream) == (0, 7)
     assert not recwarn.list
