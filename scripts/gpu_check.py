@@ -1,4 +1,4 @@
-"""The Python part of scripts/gpu_check: tests, then training, then the benchmark, then the file of results."""
+"""The Python part of scripts/gpu_check: tests, then compute-sanitizer, training, the benchmark, then the file of results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from gpu import bench, tables, training
+from gpu import bench, sanitize, tables, training
 
 from gtcbmuf.backends import cuda
 from gtcbmuf.errors import GtcbmufError
@@ -58,7 +58,9 @@ def main() -> int:
         return 2
     tests = {"status": 0, "summary": "left out", "seconds": 0.0} if o.no_tests else run_tests()
     content = {"format": "gtcbmuf GPU check", "version": 1, "tests": tests}
-    if tests["status"] == 0:  # correctness first
+    if not o.no_tests:
+        content["sanitizer"] = sanitize.run()
+    if tests["status"] == 0 and not content.get("sanitizer", {}).get("failed"):  # correctness first
         content["training"] = train(begin + LIMIT_SECONDS / 2)
         content["benchmark"] = bench.measure(o.largest, deadline=begin + LIMIT_SECONDS - 60)
     content["seconds"] = time.monotonic() - begin
@@ -68,7 +70,8 @@ def main() -> int:
     o.out.with_suffix(".md").write_text(text)
     print(text)
     print(f"written to {o.out} and {o.out.with_suffix('.md')}")
-    return 1 if tests["status"] or content.get("training", {}).get("failed") else 0
+    failed = any(content.get(part, {}).get("failed") for part in ("sanitizer", "training"))
+    return 1 if tests["status"] or failed else 0
 
 
 if __name__ == "__main__":

@@ -44,10 +44,19 @@ def training(content: dict) -> str:
     return "\n\n".join(parts)
 
 
+def sanitizer(content: dict) -> str:
+    if "missing" in content:
+        return f"compute-sanitizer: missing ({content['missing']})."
+    return "compute-sanitizer over every kernel: " + ", ".join(
+        f"{tool} {'nothing found' if one['sound'] else 'FAILED: ' + ' '.join(one['says'])}" for tool, one in content["tools"].items()) + "."
+
+
 def text(content: dict) -> str:
     parts = [f"Tests: {content['tests']['summary']}"]
+    if "sanitizer" in content:
+        parts.append(sanitizer(content["sanitizer"]))
     if (b := content.get("benchmark")) is None:
-        return parts[0] + "\n\nThe tests failed, so nothing was measured.\n"
+        return "\n\n".join([*parts, "The tests failed, so nothing was measured."]) + "\n"
     major, minor = b["device"]["capability"]
     parts.append(f"{b['device']['name']} (sm_{major}{minor}, {b['device']['multiprocessors']} multiprocessors). "
                  "Medians by CUDA events; every result was compared with the host's codec first.")  # fmt: skip

@@ -72,6 +72,35 @@ def test_out_of_time(measured):
     assert "encode" in content["left_out"] and "encode" not in content
 
 
+def test_every_kernel(monkeypatch, capsys):
+    """The program that compute-sanitizer is given, and a wrong result in it."""
+    from gpu import every_kernel
+
+    from gtcbmuf.backends import cuda
+
+    core = emulated_core()
+    monkeypatch.setattr(cuda, "core", core)
+    every_kernel.main()
+    assert "every kernel: 4 thresholds, 9 messages" in capsys.readouterr().out
+    with pytest.raises(every_kernel.WrongResult, match="the block update: another result"):
+        monkeypatch.setattr(cuda.CudaCodec, "block_update", lambda *arrays, **settings: None)
+        every_kernel.block_update(cuda.CudaCodec(0), every_kernel.np.ones(50, every_kernel.np.float32))
+
+
+@pytest.mark.parametrize("status, text", [(0, "memcheck nothing found"), (3, "memcheck FAILED: 1 error")])
+def test_the_sanitizer(tmp_path, monkeypatch, status, text):
+    from gpu import sanitize, tables
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "missing (needs compute-sanitizer)" in tables.sanitizer(sanitize.run())
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(f"#!/bin/sh\necho 1 error\nexit {status}\n")
+    program.chmod(0o755)
+    found = sanitize.run()
+    assert found["failed"] == bool(status) and list(found["tools"]) == list(sanitize.TOOLS)
+    assert text in tables.sanitizer(found)
+
+
 def test_without_a_gpu(tmp_path):
     """It says so, and writes no results."""
     from gtcbmuf import _core  # what is built, not what is emulated
