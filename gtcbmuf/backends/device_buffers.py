@@ -14,7 +14,7 @@ class Buffers:
     def __init__(self, core, device: int):
         self._core, self._device = core, device
         self._memory, self._pinned = {}, None
-        self._event = core.Event(device)
+        self._event, self._busy = core.Event(device), False  # the copy from the staging place, if it may be under way
 
     def room(self, name: str, size: int, stream: int):
         """So much device memory (with its `address`), kept for the next call. stream: on which it is used."""
@@ -25,7 +25,10 @@ class Buffers:
         return held
 
     def pinned(self, size: int) -> np.ndarray:
-        """uint8, at least so many: the one staging place, good until it is asked for again."""
+        """uint8, at least so many: the one staging place, good until it is asked for again. Waits for the last from_pinned."""
+        if self._busy:
+            self._event.wait()
+            self._busy = False
         if self._pinned is None or len(self._pinned.array) < size:
             self._pinned = self._core.PinnedMemory(self._device, size)
         return self._pinned.array
@@ -34,14 +37,12 @@ class Buffers:
         """A view of pinned memory, good until the next copy. Waits."""
         view = self.pinned(size)
         self._core.copy(self._device, self._pinned.address, address, size, stream)
-        self._copied(stream)
+        self._event.record(stream)
+        self._event.wait()
         return view[:size]
 
     def from_pinned(self, address: int, size: int, stream: int) -> None:
-        """What was put into `pinned`, to the device. Waits."""
+        """What was put into `pinned`, to the device."""
         self._core.copy(self._device, address, self._pinned.address, size, stream)
-        self._copied(stream)
-
-    def _copied(self, stream: int) -> None:
         self._event.record(stream)
-        self._event.wait()
+        self._busy = True

@@ -1,11 +1,14 @@
 """Exchanges of gradients on a device, over emulated kernels and virtual workers: the sums of the host's exchange."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from cuda_emulated import Uploaded, cuda_tests, emulated_core
 
 from gtcbmuf import device, runtime
 from gtcbmuf.backends import cuda, native_is_built
+from gtcbmuf.backends.device_buffers import Buffers
 from gtcbmuf.device.places import FIRST_BYTES
 from gtcbmuf.errors import ExchangeClosedError, MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.simulate import virtual_world
@@ -165,3 +168,40 @@ def test_a_rank_without_a_device(monkeypatch):
     ranks(monkeypatch, 1, 1, [], [("a",), "no driver"], "no driver")
     with pytest.raises(SettingsError, match="on 1 of 2 ranks; rank 1: no driver"):
         device.local_device()
+
+
+# -- staging ------------------------------------------------------------------------------------------------
+
+
+class LateCore:
+    """Copies are done when somebody waits for them, as on a device that is busy."""
+
+    def __init__(self):
+        self.queue, self.memory = [], np.zeros(4, np.uint8)
+
+    def PinnedMemory(self, device, size):
+        return SimpleNamespace(array=np.zeros(size, np.uint8), address="pinned")
+
+    def Event(self, device):
+        return SimpleNamespace(record=lambda stream: None, wait=self.finish)
+
+    def copy(self, device, to, source, size, stream):
+        assert source == "pinned"
+        self.queue.append((to, size))
+
+    def finish(self):
+        for to, size in self.queue:
+            self.memory[to : to + size] = self.staging[:size]
+        self.queue.clear()
+
+
+def test_the_staging_place_waits_for_what_is_copied_from_it():
+    core = LateCore()
+    buffers = Buffers(core, 0)
+    for place, value in ((0, 7), (2, 8)):
+        core.staging = buffers.pinned(2)
+        core.staging[:] = value
+        buffers.from_pinned(place, 2, 0)
+        assert len(core.queue) == 1, "nobody has waited"
+    core.finish()
+    assert core.memory.tolist() == [7, 7, 8, 8]
