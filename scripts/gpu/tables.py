@@ -51,10 +51,18 @@ def sanitizer(content: dict) -> str:
         f"{tool} {'nothing found' if one['sound'] else 'FAILED: ' + ' '.join(one['says'])}" for tool, one in content["tools"].items()) + "."
 
 
+def ranks(content: dict) -> str:
+    return f"Tests of ranks that share the GPU: {content.get('missing') or '; '.join(content['summaries'])}" + " (FAILED)" * content["failed"]
+
+
 def text(content: dict) -> str:
     parts = [f"Tests: {content['tests']['summary']}"]
+    if "ranks" in content:
+        parts.append(ranks(content["ranks"]))
     if "sanitizer" in content:
         parts.append(sanitizer(content["sanitizer"]))
+    if "wrong" in content:
+        return "\n\n".join([*parts, f"A wrong result ended the benchmark: {content['wrong']}"]) + "\n"
     if (b := content.get("benchmark")) is None:
         return "\n\n".join([*parts, "The tests failed, so nothing was measured."]) + "\n"
     major, minor = b["device"]["capability"]

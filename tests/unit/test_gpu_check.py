@@ -47,6 +47,9 @@ def test_the_tables(measured):
     assert text.count("| 9,000 |") == 4 + 2 and text.count("| 20,000 |") == 4
     assert "| 10 % | 1.000 |" in text and "none |" in text
     assert "nothing was measured" in tables.text({"tests": {"summary": "1 failed"}})
+    wrong = {"tests": {"summary": "5 passed"}, "ranks": {"summaries": ["6 passed", "7 passed"], "failed": False}, "wrong": "another mean"}
+    assert tables.text(wrong).split("\n\n")[1:] == ["Tests of ranks that share the GPU: 6 passed; 7 passed",
+                                                   "A wrong result ended the benchmark: another mean\n"]
 
 
 @pytest.mark.parametrize("of_copy, density, verdict", [(0.85, 0.01, "met"), (0.84, 0.0001, "missed"), (0.3, 0.1, "none")])
