@@ -126,6 +126,12 @@ static std::vector<gtcb_cuda_message> messages_of(const Messages &messages)
     return table;
 }
 
+static size_t decode_scratch_bytes(const Messages &messages, uint64_t elements)
+{
+    const std::vector<gtcb_cuda_message> table = messages_of(messages);
+    return gtcb_cuda_decode_scratch_bytes(table.data(), table.size(), elements);
+}
+
 static void validate(int device, const Messages &messages, uint64_t elements, Address verdicts, Address scratch, Address stream,
                      unsigned blocks)
 {
@@ -188,7 +194,7 @@ void bind_cuda(nb::module_ &m)
     m.def("look_into", look_into);
     m.def("scratch_bytes", gtcb_cuda_scratch_bytes);
     m.def("message_bytes", gtcb_cuda_message_bytes);
-    m.def("decode_scratch_bytes", gtcb_cuda_decode_scratch_bytes);
+    m.def("decode_scratch_bytes", decode_scratch_bytes);
     m.def("encode", encode);
     m.def("validate", validate);
     m.def("decode_add", decode_add);

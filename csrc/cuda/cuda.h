@@ -48,7 +48,8 @@ gtcb_status gtcb_cuda_decode_add(const gtcb_cuda_message *messages, size_t count
    gtcb_cuda_decode_add. What was in `mean` is not read. */
 gtcb_status gtcb_cuda_decode_mean(const gtcb_cuda_message *messages, size_t count, float *mean, uint64_t elements, float divisor,
                                   const uint32_t *verdicts, void *scratch, const gtcb_cuda_launch *launch);
-size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements, size_t messages);
+/* Only headers are read. Grows with the elements sent, in powers of two, up to 4 bytes an element; and with messages up to 64. */
+size_t gtcb_cuda_decode_scratch_bytes(const gtcb_cuda_message *messages, size_t count, uint64_t elements);
 
 /* -- block update ---------------------------------------------------------------------------------- */
 

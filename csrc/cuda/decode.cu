@@ -1,21 +1,22 @@
-// Sums and means of messages, tile by tile: every element is read at most once, and written once, for all of them.
+// Sums and means of messages: each message is expanded, then all are added up tile by tile. Every element is read at most once, and
+// written once, for all of them.
 #include "cuda/tile.cuh"
 
-__global__ void __launch_bounds__(THREADS) sum_messages(Decoder d, Batch batch, unsigned count, Sum s,
-                                                        const uint32_t *verdicts, uint64_t verdict_count)
+constexpr unsigned TILES = DECODE_THREADS / WARP;            // of a block of threads
+static_assert(TILES * sizeof(Tile) <= 48 << 10, "what a block can have without asking for it");
+
+__global__ void __launch_bounds__(DECODE_THREADS) sum_messages(Decoder d, Batch batch, unsigned count, Sum s,
+                                                               const uint32_t *verdicts, uint64_t verdict_count)
 {
-    __shared__ Tile tile;
-    bool refused = false;
-    for (uint64_t i = threadIdx.x; verdicts != nullptr && i < verdict_count; i += THREADS)
-        refused |= verdicts[i] != GTCB_OK;
-    if (__syncthreads_or(refused))
+    __shared__ Tile tiles[TILES];
+    if (one_is_refused(verdicts, verdict_count))
         return;
-    clear_planes(&tile);
-    sum_tile(&tile, d, batch, count, s, blockIdx.x * (uint64_t)TILE);
+    const uint64_t tile = blockIdx.x * (uint64_t)TILES + warp_of();
+    if (tile < d.tiles)
+        sum_tile(&tiles[warp_of()], d, batch, count, s, tile);
 }
 
-// A tile to a block: how many run at once depends on the shared memory of the device. More messages than a batch has: the sum so
-// far is read again.
+// More messages than a batch has, or whose entries find room at once: the sum so far is read again.
 static gtcb_status sum_all(const gtcb_cuda_message *messages, size_t count, Sum s, const uint32_t *verdicts, void *scratch,
                            const gtcb_cuda_launch *launch)
 {
@@ -25,14 +26,15 @@ static gtcb_status sum_all(const gtcb_cuda_message *messages, size_t count, Sum 
     if (status != GTCB_OK || s.elements == 0)
         return status;
     const Decoder d = lay_out_decoder(scratch, s.elements, count);
-    const unsigned blocks = (unsigned)parts(s.elements, TILE);
+    const unsigned blocks = (unsigned)parts(d.tiles, TILES);
     const float divisor = s.divisor;
-    for (size_t first = 0, now; first == 0 || first < count; first += now, s.fresh = false) {
-        now = least(count - first, BATCH);
-        s.divisor = first + now == count ? divisor : 1.0f;
+    for (size_t first = 0, now; first < count; first += now, s.fresh = false) {
+        now = count_at_once(messages + first, count - first, s.elements);
         const Batch batch = read_messages(messages + first, now);
+        s.divisor = first + now == count ? divisor : 1.0f;
         launch_locate(d, batch, now, *launch);
-        GTCB_LAUNCH(sum_messages, blocks, THREADS, launch->stream, d, batch, (unsigned)now, s, verdicts, count);
+        launch_expand(d, batch, now, verdicts, count, *launch);
+        GTCB_LAUNCH(sum_messages, blocks, DECODE_THREADS, launch->stream, d, batch, (unsigned)now, s, verdicts, count);
     }
     return launched();
 }

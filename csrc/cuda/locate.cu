@@ -6,15 +6,34 @@ Decoder lay_out_decoder(void *scratch, uint64_t elements, size_t messages)
     const uint64_t slots = least(messages, BATCH);
     Decoder d;
     d.places = parts(elements, BLOCK);
+    d.tiles = parts(elements, TILE);
     d.found = (Found *)scratch;
     d.bases = (uint64_t *)(d.found + slots);
     d.offsets = d.bases + slots * d.places;
+    d.starts = d.offsets + slots * d.places;
+    d.entries = (uint16_t *)(d.starts + slots * (d.tiles + 1));
     return d;
 }
 
-size_t gtcb_cuda_decode_scratch_bytes(uint64_t elements, size_t messages)
+static bool is_expanded(const gtcb_header &h) { return h.kind != GTCB_DENSE && h.sent > 0; }
+
+// A message has at most one for each element, so any finds room.
+static uint64_t entries_at_once(uint64_t elements) { return 2 * elements; }
+
+// A power of two of entries, if there is less to expand than finds room at once: what is sent differs from step to step, and the
+// caller's memory should not grow with each that sends a little more than all before.
+size_t gtcb_cuda_decode_scratch_bytes(const gtcb_cuda_message *messages, size_t count, uint64_t elements)
 {
-    return least(messages, BATCH) * (sizeof(Found) + 2 * sizeof(uint64_t) * parts(elements, BLOCK));
+    const uint64_t slots = least(count, BATCH), tables = 2 * parts(elements, BLOCK) + parts(elements, TILE) + 1;
+    uint64_t sent = 0, entries = 1;
+    for (size_t i = 0; i < count; i++) {
+        gtcb_header h;
+        if (gtcb_read_header(messages[i].header, &h) == GTCB_OK && is_expanded(h))
+            sent += least(h.sent, elements);
+    }
+    while (entries < least(sent, entries_at_once(elements)))
+        entries *= 2;
+    return slots * (sizeof(Found) + tables * sizeof(uint64_t)) + (least(entries, entries_at_once(elements)) + WARP) * sizeof(uint16_t);
 }
 
 gtcb_status check_messages(const gtcb_cuda_message *messages, size_t count, uint64_t elements)
@@ -38,13 +57,33 @@ gtcb_status check_messages(const gtcb_cuda_message *messages, size_t count, uint
     return GTCB_OK;
 }
 
+size_t count_at_once(const gtcb_cuda_message *messages, size_t count, uint64_t elements)
+{
+    uint64_t entries = 0;
+    size_t i = 0;
+    for (; i < least(count, BATCH); i++) {
+        gtcb_header h;
+        gtcb_read_header(messages[i].header, &h);
+        entries += is_expanded(h) ? h.sent : 0;
+        if (entries > entries_at_once(elements))
+            break;
+    }
+    return i;
+}
+
 Batch read_messages(const gtcb_cuda_message *messages, size_t count)
 {
     Batch batch = {};
     for (size_t i = 0; i < count; i++) {
         gtcb_header h = {};
         gtcb_read_header(messages[i].header, &h);
-        batch.of[i] = {(const uint64_t *)messages[i].body, h.elements, h.sent, h.body_bytes, h.body_checksum, h.threshold, h.kind};
+        batch.of[i] = {(const uint64_t *)messages[i].body, h.elements, h.sent, h.body_bytes, h.body_checksum, batch.entries, h.threshold,
+                       h.kind};
+        if (is_expanded(h)) {
+            batch.expanded |= (uint64_t)1 << i;
+            batch.entries += h.sent;
+        }
+        batch.dense |= (uint64_t)(h.kind == GTCB_DENSE && h.sent > 0) << i;
     }
     return batch;
 }

@@ -1,18 +1,14 @@
-// A tile of a sum, by one block of threads. Its sums stay in shared memory until all messages have been added, and are
-// written once. Of as many messages as there are warps each is marked by one warp, in a plane of its own; then each thread
-// takes its words of all planes, in the order of the messages, and adds. So no two threads add to an element, and nothing
-// is atomic but the setting of bits. Bodies are sound.
+// A tile of a sum, by one warp. Its sums stay in shared memory until all messages have been added, one after the other, and are
+// written once. The elements of a message are distinct, so no two lanes add to the same one, and nothing is atomic.
 #pragma once
 
 #include "cuda/decoder.cuh"
 
-constexpr unsigned PLANES = THREADS / WARP, TILE = THREADS <= 256 ? 8192 : 4096, CODES = 16, TILE_WORDS = TILE / CODES;
+constexpr unsigned AHEAD = 8;                               // messages whose entries are loaded before the first is added
+constexpr unsigned CODES = 16;                              // in a word of a dense body
+static_assert(BATCH % WARP == 0 && WARP % AHEAD == 0, "groups of messages are whole");
 
-struct Tile {
-    float sums[TILE];
-    uint32_t planes[PLANES * TILE_WORDS];    // one after the other; codes of two bits, as in a dense body: 0, 1: +τ, 3: -τ
-};
-static_assert(sizeof(Tile) <= 48 << 10, "what a block can have without asking for it");
+struct alignas(16) Tile { float sums[TILE]; };
 
 struct Sum {
     float *values;
@@ -21,140 +17,120 @@ struct Sum {
     float divisor;
 };
 
-struct Range { uint64_t first, end; };       // elements; first: a multiple of TILE
+// A message's elements in the tile: entries first .. first + count - 1. 32 can be loaded, however few there are.
+struct Part { uint64_t first; unsigned count; };
 
-// Where in the sums. Threads that take the same element of different words find it in different banks.
-__device__ inline unsigned place_of(unsigned at) { return at ^ (at / CODES % CODES); }
-
-// -- marking a message's part of the tile; by a whole warp ---------------------------------------------------------------
-
-// How many of `count` things in ascending order are before something: those of which is_before(i) is true.
-template <class Before> __device__ inline uint64_t count_before(uint64_t count, Before is_before)
+// Each lane looks at another message. The bounds hold for any body.
+__device__ inline Part part_of(const Decoder &d, const Batch &batch, unsigned slot, uint64_t tile)
 {
-    uint64_t low = 0, high = count;
-    while (low < high) {
-        const uint64_t step = parts(high - low, WARP), at = low + lane_of() * step;
-        const unsigned before = __popc(__ballot_sync(ALL, at < high && is_before(at)));
-        if (before == 0)
-            return low;
-        high = least(high, low + before * step);
-        low += (before - 1) * step + 1;
-    }
-    return low;
+    if (!(batch.expanded >> slot & 1))
+        return {0, 0};
+    const uint64_t *starts = d.starts + slot * (d.tiles + 1) + tile;
+    const uint64_t first = least(starts[0], batch.entries), end = least(starts[1], batch.entries);
+    return {first, end > first ? (unsigned)(end - first) : 0};
 }
 
-__device__ inline void mark(uint32_t *plane, const Range &r, uint64_t element, bool negative)
+__device__ inline Part part_in_lane(const Part &mine, unsigned lane)
 {
-    const unsigned at = (unsigned)(element - r.first);
-    atomicOr(&plane[at / CODES], (negative ? 3u : 1u) << 2 * (at % CODES));
+    return {__shfl_sync(ALL, (unsigned long long)mine.first, lane), (unsigned)__shfl_sync(ALL, mine.count, lane)};
 }
 
-__device__ inline void mark_words(const Message &m, const Range &r, uint32_t *plane)
-{
-    const uint32_t *words = (const uint32_t *)m.body;
-    uint64_t i = count_before(m.sent, [&](uint64_t j) { return words[j] >> 1 < r.first; });
-    for (i += lane_of(); i < m.sent && words[i] >> 1 < r.end; i += WARP)
-        mark(plane, r, words[i] >> 1, words[i] & 1);
-}
+// -- adding --------------------------------------------------------------------------------------------------------------
 
-struct BlockAt { uint64_t base, lows; unsigned l; };     // of a packed body; lows: the bit where they begin
+__device__ inline void add_entry(Tile *t, unsigned entry, float tau) { t->sums[entry / 2 % TILE] += entry & 1 ? -tau : tau; }
 
-// The ones in 32 upper bits: the first of them is bit `at` or later, and element i of the block.
-__device__ inline void mark_ones(const Message &m, const BlockAt &b, uint32_t bits, uint64_t at, uint64_t i, const Range &r,
-                                 uint32_t *plane)
+// Those behind the first 32.
+__device__ inline void add_rest(Tile *t, const Decoder &d, const Part &p, float tau)
 {
-    const uint64_t least_upper = at + (unsigned)__ffs((int)bits) - 1 - i, greatest = at + log2_of(bits) - (i + __popc(bits) - 1);
-    if (b.base + (least_upper << (b.l - 1)) >= r.end || b.base + ((greatest + 1) << (b.l - 1)) <= r.first)
-        return;
-    for (; bits != 0; bits &= bits - 1, i++) {
-        const uint64_t upper = at + (unsigned)__ffs((int)bits) - 1 - i;
-        const uint64_t v = upper << b.l | get_long_bits(m.body, b.lows + i * b.l, b.l), element = b.base + (v >> 1);
-        if (element >= r.first && element < r.end)
-            mark(plane, r, element, v & 1);
+    constexpr unsigned AT_ONCE = 4;
+    for (unsigned i = WARP + lane_of(); i < p.count; i += AT_ONCE * WARP) {
+        unsigned entries[AT_ONCE];
+        #pragma unroll
+        for (unsigned j = 0; j < AT_ONCE; j++)
+            entries[j] = i + j * WARP < p.count ? d.entries[p.first + i + j * WARP] : 0;
+        #pragma unroll
+        for (unsigned j = 0; j < AT_ONCE; j++)
+            if (i + j * WARP < p.count)
+                add_entry(t, entries[j], tau);
     }
 }
 
-// The uppers say where the elements are: element i is the i-th one of them. A lane takes 32 bits at a time.
-__device__ inline void mark_block(const Message &m, uint64_t block, uint64_t base, uint64_t offset, const Range &r, uint32_t *plane)
+// 0: nothing, 1: +τ, 3: -τ. A lane loads every 32nd word, and adds every 32nd element: so no two lanes are in the same bank.
+__device__ inline void add_codes(Tile *t, const Message &m, uint64_t first, unsigned elements)
 {
-    const Layout y = layout_of(m.body[block], count_of(m.sent, block));
-    const BlockAt b = {base, 8 * offset, y.l};
-    const uint64_t uppers = b.lows + 8 * y.lows_bytes;
-    for (uint64_t from = 0, ones = 0; from < y.upper_bits; from += 32 * WARP) {
-        const uint64_t at = from + 32 * lane_of();
-        const uint32_t bits = at < y.upper_bits ? get_bits(m.body, uppers + at, (unsigned)least(32, y.upper_bits - at)) : 0;
-        const uint64_t up_to = ones + warp_scan(__popc(bits));
-        if (bits != 0)
-            mark_ones(m, b, bits, at, up_to - __popc(bits), r, plane);
-        ones = __shfl_sync(ALL, (unsigned long long)up_to, WARP - 1);
-    }
-}
-
-__device__ inline void mark_packed(const Decoder &d, unsigned slot, const Message &m, const Range &r, uint32_t *plane)
-{
-    const uint64_t *bases = d.bases + slot * d.places, *offsets = d.offsets + slot * d.places, blocks = d.found[slot].blocks;
-    const uint64_t begun = count_before(blocks, [&](uint64_t b) { return bases[b] <= r.first; });
-    for (uint64_t b = begun > 0 ? begun - 1 : 0; b < blocks && bases[b] < r.end; b++)
-        mark_block(m, b, bases[b], offsets[b], r, plane);
-}
-
-__device__ inline void copy_codes(const Message &m, const Range &r, uint32_t *plane)
-{
-    const uint32_t *codes = (const uint32_t *)m.body + r.first / CODES;
-    for (unsigned i = lane_of(); i * CODES < r.end - r.first; i += WARP)
-        plane[i] = codes[i];
-}
-
-__device__ inline void mark_message(const Decoder &d, unsigned slot, const Message &m, const Range &r, uint32_t *plane)
-{
-    if (m.kind == GTCB_WORDS)
-        mark_words(m, r, plane);
-    else if (m.kind == GTCB_PACKED)
-        mark_packed(d, slot, m, r, plane);
-    else if (m.sent > 0)
-        copy_codes(m, r, plane);
-}
-
-// -- adding ------------------------------------------------------------------------------------------------------------------
-
-// And empties the planes.
-__device__ inline void add_planes(Tile *tile, const Message *messages, unsigned count)
-{
-    for (unsigned word = threadIdx.x; word < TILE_WORDS; word += THREADS)
-        for (unsigned i = 0; i < count; i++) {
-            const float tau = messages[i].threshold;
-            uint32_t codes = tile->planes[i * TILE_WORDS + word];
-            tile->planes[i * TILE_WORDS + word] = 0;
-            for (unsigned shift; codes != 0; codes &= ~(3u << shift)) {
-                shift = ((unsigned)__ffs((int)codes) - 1) & ~1u;
-                tile->sums[place_of(word * CODES + shift / 2)] += codes >> shift & 2 ? -tau : tau;
-            }
+    const uint32_t *words = (const uint32_t *)m.body + first / CODES;
+    for (unsigned at = 0; at < elements; at += CODES * WARP) {
+        const uint32_t mine = at + CODES * lane_of() < elements ? words[at / CODES + lane_of()] : 0;
+        #pragma unroll 4
+        for (unsigned i = 0; i < CODES; i++) {
+            const uint32_t word = (uint32_t)__shfl_sync(ALL, mine, i * WARP / CODES + lane_of() / CODES);
+            const unsigned code = word >> 2 * (lane_of() % CODES) & 3;
+            if (code != 0)
+                t->sums[at + i * WARP + lane_of()] += code & 2 ? -m.threshold : m.threshold;
         }
+    }
 }
 
-__device__ inline void clear_planes(Tile *tile)
+// The messages of a group, of which lane i of `mine` knows the part of message i; `more`: bit i: more than 32 entries, or a dense body.
+__device__ inline void add_group(Tile *t, const Decoder &d, const Batch &batch, const Part &mine, unsigned slot, uint32_t more,
+                                 uint64_t tile, unsigned elements)
 {
-    for (unsigned i = threadIdx.x; i < PLANES * TILE_WORDS; i += THREADS)
-        tile->planes[i] = 0;
+    Part of[AHEAD];
+    unsigned entries[AHEAD];
+    #pragma unroll
+    for (unsigned i = 0; i < AHEAD; i++) {
+        of[i] = part_in_lane(mine, slot % WARP + i);
+        entries[i] = d.entries[of[i].first + lane_of()];
+    }
+    #pragma unroll
+    for (unsigned i = 0; i < AHEAD; i++) {
+        const Message &m = batch.of[slot + i];
+        if (lane_of() < of[i].count)
+            add_entry(t, entries[i], m.threshold);
+        if (more >> (slot % WARP + i) & 1) {
+            if (batch.dense >> (slot + i) & 1)
+                add_codes(t, m, tile * TILE, elements);
+            else
+                add_rest(t, d, of[i], m.threshold);
+        }
+        __syncwarp();
+    }
 }
 
-// The planes are empty.
-__device__ inline void sum_tile(Tile *tile, const Decoder &d, const Batch &batch, unsigned count, const Sum &s, uint64_t first)
+__device__ inline void add_messages(Tile *t, const Decoder &d, const Batch &batch, unsigned count, uint64_t tile, unsigned elements)
 {
-    const Range r = {first, least(first + TILE, s.elements)};
-    for (unsigned i = threadIdx.x; i < r.end - r.first; i += THREADS)
-        tile->sums[place_of(i)] = s.fresh ? 0.0f : s.values[r.first + i];
-    for (unsigned at = 0; at < count; at += PLANES) {
-        const unsigned now = (unsigned)least(count - at, PLANES), slot = at + warp_of();
-        __syncthreads();
-        if (warp_of() < now)
-            mark_message(d, slot, batch.of[slot], r, tile->planes + warp_of() * TILE_WORDS);
-        __syncthreads();
-        add_planes(tile, batch.of + at, now);
+    for (unsigned first = 0; first < count; first += WARP) {
+        const Part mine = part_of(d, batch, first + lane_of(), tile);
+        const uint32_t more = __ballot_sync(ALL, mine.count > WARP || (batch.dense >> (first + lane_of()) & 1));
+        for (unsigned slot = first; slot < least(first + WARP, count); slot += AHEAD)
+            add_group(t, d, batch, mine, slot, more, tile, elements);
     }
-    __syncthreads();
-    for (unsigned i = threadIdx.x; i < r.end - r.first; i += THREADS) {
-        const float sum = tile->sums[place_of(i)];
-        s.values[r.first + i] = s.divisor == 1.0f ? sum : sum / s.divisor;
+}
+
+// -- the whole tile ------------------------------------------------------------------------------------------------------
+
+__device__ inline float divided(const Sum &s, float sum) { return s.divisor == 1.0f ? sum : sum / s.divisor; }
+
+// Four at a time where `values` can be written so; what is written is not read again soon.
+__device__ inline void write_sums(const Tile &t, const Sum &s, float *values, unsigned elements)
+{
+    const unsigned whole = (uintptr_t)values % sizeof(float4) == 0 ? elements / 4 * 4 : 0;
+    for (unsigned i = 4 * lane_of(); i < whole; i += 4 * WARP) {
+        const float4 four = *(const float4 *)(t.sums + i);
+        __stcs((float4 *)(values + i), make_float4(divided(s, four.x), divided(s, four.y), divided(s, four.z), divided(s, four.w)));
     }
+    for (unsigned i = whole + lane_of(); i < elements; i += WARP)
+        values[i] = divided(s, t.sums[i]);
+}
+
+__device__ inline void sum_tile(Tile *t, const Decoder &d, const Batch &batch, unsigned count, const Sum &s, uint64_t tile)
+{
+    float *values = s.values + tile * TILE;
+    const unsigned elements = (unsigned)least(TILE, s.elements - tile * TILE);
+    #pragma unroll 8
+    for (unsigned i = lane_of(); i < elements; i += WARP)
+        t->sums[i] = s.fresh ? 0.0f : values[i];
+    __syncwarp();
+    add_messages(t, d, batch, count, tile, elements);
+    write_sums(*t, s, values, elements);
 }

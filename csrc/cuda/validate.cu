@@ -49,14 +49,6 @@ __device__ inline bool codes_are_bad(const Message &m, const Team &team, uint64_
 
 // -- packed --------------------------------------------------------------------------------------------------------------
 
-// The upper bits of a block that thread t looks at: at most three for each element, so 96 threads see all.
-static_assert(THREADS * 32 >= 3 * BLOCK, "see above");
-__device__ inline uint32_t upper_bits_of_thread(const uint64_t *body, uint64_t uppers, const Layout &y)
-{
-    const uint64_t first = 32 * (uint64_t)threadIdx.x;
-    return first < y.upper_bits ? get_bits(body, uppers + first, (unsigned)least(32, y.upper_bits - first)) : 0;
-}
-
 __device__ inline bool bit_is_set(const uint64_t *body, uint64_t at) { return get_bits(body, at, 1) != 0; }
 
 // The bits from `end` to the next multiple of `to`, 8 or 64.

@@ -183,7 +183,8 @@ class CudaCodec:
         """The checks of decode_add, and nothing else, of messages of so many elements. Waits."""
         if messages:
             found = DeviceMessages(messages, elements, self.buffers, self.stream)
-            core.validate(self.device, found.on_device(), elements, *self._workplace(len(found), elements))
+            placed = found.on_device()
+            core.validate(self.device, placed, elements, *self._workplace(placed, elements))
             self._heed_verdicts(found)
 
     def _averaging(self, messages, mean, divisor, checked):
@@ -192,7 +193,8 @@ class CudaCodec:
     def _summing(self, messages, target, kernel, *divisor, checked=False) -> tuple[DeviceMessages, Callable[[], None]]:
         target = self._float32("dense", target, None, write=True)
         found = DeviceMessages(messages, target.elements, self.buffers, self.stream)
-        placed, workplace = found.on_device(), self._workplace(len(found), target.elements)
+        placed = found.on_device()
+        workplace = self._workplace(placed, target.elements)
         verdicts, *rest = workplace
 
         def enqueue():
@@ -202,10 +204,10 @@ class CudaCodec:
 
         return found, enqueue
 
-    def _workplace(self, messages: int, elements: int) -> tuple[int, int, int, int]:
-        """Of a decoder: its verdicts, its scratch memory, its stream and its grid."""
-        scratch = self._room("decode scratch", core.decode_scratch_bytes(elements, messages))
-        return self._room("verdicts", 4 * messages), scratch, self.stream, self.blocks
+    def _workplace(self, placed: list[tuple[bytes, int]], elements: int) -> tuple[int, int, int, int]:
+        """Of a decoder of these messages: its verdicts, its scratch memory, its stream and its grid."""
+        scratch = self._room("decode scratch", core.decode_scratch_bytes(placed, elements))
+        return self._room("verdicts", 4 * len(placed)), scratch, self.stream, self.blocks
 
     def _heed_verdicts(self, messages: DeviceMessages) -> None:
         found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32).tolist()

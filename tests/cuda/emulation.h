@@ -52,6 +52,11 @@ void exchange(Exchange what, uint64_t value, uint64_t *of_lanes /* [32] */);
 #define GTCB_LAUNCH_EARLY GTCB_LAUNCH
 
 inline void __threadfence() {}
+inline void __syncwarp()
+{
+    uint64_t lanes[32];
+    emulation::exchange(emulation::BARRIER, 0, lanes);
+}
 inline void __syncthreads() { emulation::wait_for_block(false); }
 inline int __syncthreads_or(int predicate)
 {

@@ -84,9 +84,9 @@ static void count_case(const bucket *b, const encoded *e)
 
 static uint32_t verdict(const void *header, const void *body, uint64_t elements, unsigned blocks)
 {
-    array scratch = exact(gtcb_cuda_decode_scratch_bytes(elements, 1), 16);
-    uint32_t found = 99;
     const gtcb_cuda_message m = {header, body};
+    array scratch = exact(gtcb_cuda_decode_scratch_bytes(&m, 1, elements), 16);
+    uint32_t found = 99;
     gtcb_status status = gtcb_cuda_validate(&m, 1, elements, &found, scratch.data, &(gtcb_cuda_launch){NULL, blocks});
     CHECK(status == GTCB_OK, "validate: %s", gtcb_status_text(status));
     drop(scratch);
@@ -135,7 +135,7 @@ static void compare_sums(const encoded *messages, size_t count, size_t n)
     gtcb_message scalar[MESSAGES];
     gtcb_cuda_message cuda[MESSAGES];
     uint32_t verdicts[MESSAGES];
-    array expected = exact(4 * n, 4), found = exact(4 * n, 4), scratch = exact(gtcb_cuda_decode_scratch_bytes(n, count), 16);
+    array expected = exact(4 * n, 4), found = exact(4 * n, 4 << 2 * below(&rng, 2));
     const gtcb_cuda_launch launch = {NULL, 1 + (unsigned)below(&rng, 6)};
     for (size_t i = 0; i < n; i++)
         ((float *)expected.data)[i] = i % 3 == 0 ? -0.0f : i % 3 == 1 ? 0x1p-149f : (float)uniform(&rng);
@@ -144,6 +144,7 @@ static void compare_sums(const encoded *messages, size_t count, size_t n)
         scalar[i] = (gtcb_message){messages[i].message.data, (uint8_t *)messages[i].message.data + GTCB_HEADER_BYTES};
         cuda[i] = (gtcb_cuda_message){scalar[i].header, scalar[i].body};
     }
+    array scratch = exact(gtcb_cuda_decode_scratch_bytes(cuda, count, n), 16);
     CHECK(gtcb_decode_add(&gtcb_scalar, scalar, count, expected.data, n, NULL) == GTCB_OK, "scalar");
     CHECK(gtcb_cuda_validate(cuda, count, n, verdicts, scratch.data, &launch) == GTCB_OK, "validate");
     verdicts[count - 1] ^= 1;        /* one is refused: nothing is written */

@@ -28,11 +28,10 @@ static const gtcb_cuda_launch launch = {nullptr, 3};
 constexpr float TAU = 0.5f;
 
 // All tiles of so many elements would take gigabytes.
-static void sum_one(const Decoder &d, const Batch &batch, const Sum &s, uint64_t first)
+static void sum_one(const Decoder &d, const Batch &batch, const Sum &s, uint64_t tile)
 {
-    __shared__ Tile tile;
-    clear_planes(&tile);
-    sum_tile(&tile, d, batch, 1, s, first);
+    __shared__ Tile sums;
+    sum_tile(&sums, d, batch, 1, s, tile);
 }
 
 static void compare(uint64_t n, const std::vector<uint64_t> &numbers, unsigned kind)
@@ -59,18 +58,20 @@ static void compare(uint64_t n, const std::vector<uint64_t> &numbers, unsigned k
     CHECK(memcmp(e.message, expected, bytes) == 0);
 
     float *dense = zeros<float>(n);
-    void *scratch = zeros<uint8_t>(gtcb_cuda_decode_scratch_bytes(n, 1));
     uint32_t verdict = 99;
     const gtcb_cuda_message m = {e.message, e.message + GTCB_HEADER_BYTES / 8};
+    const size_t scratch_bytes = gtcb_cuda_decode_scratch_bytes(&m, 1, n);
+    void *scratch = zeros<uint8_t>(scratch_bytes);
     CHECK(gtcb_cuda_validate(&m, 1, n, &verdict, scratch, &launch) == GTCB_OK && verdict == GTCB_OK);
     const Decoder d = lay_out_decoder(scratch, n, 1);
     const Batch batch = read_messages(&m, 1);
+    launch_expand(d, batch, 1, &verdict, 1, launch);
     uint64_t added = 0;
     for (uint64_t i = 0, tile; i < numbers.size(); i++)
         if (i == 0 || numbers[i] / 2 / TILE != tile) {
             tile = numbers[i] / 2 / TILE;
             const Sum sum = {dense, n, false, 1};
-            GTCB_LAUNCH(sum_one, 1, THREADS, nullptr, d, batch, sum, tile * TILE);
+            GTCB_LAUNCH(sum_one, 1, WARP, nullptr, d, batch, sum, tile);
             for (uint64_t at = tile * TILE; at < least(n, (tile + 1) * TILE); at++)
                 added += dense[at] != 0;
         }
@@ -80,7 +81,7 @@ static void compare(uint64_t n, const std::vector<uint64_t> &numbers, unsigned k
 
     free(expected);
     drop(dense, n);
-    drop((uint8_t *)scratch, gtcb_cuda_decode_scratch_bytes(n, 1));
+    drop((uint8_t *)scratch, scratch_bytes);
     drop(e.plan, 1), drop(e.starts, chunks), drop(e.ends, blocks), drop(e.offsets, blocks);
     drop(e.counts, chunks), drop(e.non_finite, chunks), drop(e.words, chunks * CHUNK), drop(e.message, capacity / 8);
 }
