@@ -78,4 +78,25 @@ static void drop_bucket(bucket *b)
     drop(b->residual);
 }
 
+/* -- its message, and what it left ------------------------------------------------------------------------------------- */
+
+typedef struct encoded { array message, residual; size_t bytes; } encoded;
+
+static encoded encode_scalar(const bucket *b)
+{
+    gtcb_encode_job job = b->job;
+    encoded out = {.message = exact(gtcb_cuda_message_bytes(job.elements), 16), .residual = exact(4 * job.elements, 4)};
+    job.scratch = must(malloc(4 * gtcb_scratch_words(job.elements)));
+    job.residual_out = out.residual.data;
+    CHECK(gtcb_encode(&gtcb_scalar, &job, NULL, out.message.data, gtcb_message_capacity(job.elements), &out.bytes) == GTCB_OK, "scalar");
+    free(job.scratch);
+    return out;
+}
+
+static void drop_encoded(encoded *e)
+{
+    drop(e->message);
+    drop(e->residual);
+}
+
 #endif

@@ -5,25 +5,13 @@
 #include "../../csrc/cuda/cuda.h"
 #include "block.h"
 #include "bucket.h"
+#include "sums.h"
 
 void emulation_order(unsigned order);       /* emulation.cpp */
 
 static unsigned long cases, kinds[5], capped, announced, refused;
 
 /* -- encode --------------------------------------------------------------------------------------------------------------- */
-
-typedef struct encoded { array message, residual; size_t bytes; } encoded;
-
-static encoded encode_scalar(const bucket *b)
-{
-    gtcb_encode_job job = b->job;
-    encoded out = {.message = exact(gtcb_cuda_message_bytes(job.elements), 16), .residual = exact(4 * job.elements, 4)};
-    job.scratch = must(malloc(4 * gtcb_scratch_words(job.elements)));
-    job.residual_out = out.residual.data;
-    CHECK(gtcb_encode(&gtcb_scalar, &job, NULL, out.message.data, gtcb_message_capacity(job.elements), &out.bytes) == GTCB_OK, "scalar");
-    free(job.scratch);
-    return out;
-}
 
 static encoded encode_cuda(const bucket *b, bool in_place, unsigned blocks)
 {
@@ -43,12 +31,6 @@ static encoded encode_cuda(const bucket *b, bool in_place, unsigned blocks)
     out.bytes = GTCB_HEADER_BYTES + h.body_bytes;
     drop(scratch);
     return out;
-}
-
-static void drop_encoded(encoded *e)
-{
-    drop(e->message);
-    drop(e->residual);
 }
 
 static void compare(const bucket *b, const encoded *expected)
@@ -122,52 +104,9 @@ static void compare_verdicts(const encoded *e, uint64_t elements)
         const uint32_t found = verdict(header, body.data, elements, 1 + (unsigned)below(&rng, 4));
         CHECK(found == expected, "kind %u: verdict %u, expected %u", h.kind, found, expected);
         refused += expected != GTCB_OK;
+        add_unchecked(header, body.data, elements);
     }
     drop(body);
-}
-
-#define MESSAGES 80
-
-static bool same_floats(const float *a, const float *b, size_t n) { return memcmp(a, b, 4 * n) == 0; }
-
-static void compare_sums(const encoded *messages, size_t count, size_t n)
-{
-    gtcb_message scalar[MESSAGES];
-    gtcb_cuda_message cuda[MESSAGES];
-    uint32_t verdicts[MESSAGES];
-    array expected = exact(4 * n, 4), found = exact(4 * n, 4 << 2 * below(&rng, 2));
-    const gtcb_cuda_launch launch = {NULL, 1 + (unsigned)below(&rng, 6)};
-    for (size_t i = 0; i < n; i++)
-        ((float *)expected.data)[i] = i % 3 == 0 ? -0.0f : i % 3 == 1 ? 0x1p-149f : (float)uniform(&rng);
-    memcpy(found.data, expected.data, 4 * n);
-    for (size_t i = 0; i < count; i++) {
-        scalar[i] = (gtcb_message){messages[i].message.data, (uint8_t *)messages[i].message.data + GTCB_HEADER_BYTES};
-        cuda[i] = (gtcb_cuda_message){scalar[i].header, scalar[i].body};
-    }
-    array scratch = exact(gtcb_cuda_decode_scratch_bytes(cuda, count, n), 16);
-    CHECK(gtcb_decode_add(&gtcb_scalar, scalar, count, expected.data, n, NULL) == GTCB_OK, "scalar");
-    CHECK(gtcb_cuda_validate(cuda, count, n, verdicts, scratch.data, &launch) == GTCB_OK, "validate");
-    verdicts[count - 1] ^= 1;        /* one is refused: nothing is written */
-    array before = exact(4 * n, 4);
-    memcpy(before.data, found.data, 4 * n);
-    CHECK(gtcb_cuda_decode_add(cuda, count, found.data, n, verdicts, scratch.data, &launch) == GTCB_OK, "cuda");
-    CHECK(same_floats(found.data, before.data, n), "written in spite of a verdict");
-    verdicts[count - 1] ^= 1;
-    CHECK(gtcb_cuda_decode_add(cuda, count, found.data, n, below(&rng, 2) ? verdicts : NULL, scratch.data, &launch) == GTCB_OK, "cuda");
-    CHECK(same_floats(found.data, expected.data, n), "another sum of %zu messages of %zu elements", count, n);
-
-    const float divisor = (float)(1 + below(&rng, 70));
-    memset(expected.data, 0, 4 * n);
-    CHECK(gtcb_decode_add(&gtcb_scalar, scalar, count, expected.data, n, NULL) == GTCB_OK, "scalar");
-    for (size_t i = 0; i < n; i++)
-        ((float *)expected.data)[i] /= divisor;
-    memset(found.data, 0xFF, 4 * n);        /* NaN: what was there is not read */
-    CHECK(gtcb_cuda_decode_mean(cuda, count, found.data, n, divisor, verdicts, scratch.data, &launch) == GTCB_OK, "cuda");
-    CHECK(same_floats(found.data, expected.data, n), "another mean of %zu messages of %zu elements", count, n);
-    drop(before);
-    drop(expected);
-    drop(found);
-    drop(scratch);
 }
 
 /* -- all -------------------------------------------------------------------------------------------------------------------- */
@@ -201,27 +140,6 @@ static void one_case(size_t n, gtcb_dtype dtype, pattern p, double density)
     compare_sums(messages, count, n);
     for (size_t i = 0; i < count; i++)
         drop_encoded(&messages[i]);
-}
-
-/* Many messages of all kinds, and more than go into one kernel, across the borders of tiles. */
-static void compare_many(size_t n)
-{
-    static const double densities[] = {0.0003, 0.02, 0.2, 0.9, 0, 0.005};
-    static const size_t counts[] = {1, 2, 8, 64, 71};
-    encoded of[6], messages[MESSAGES];
-    for (unsigned i = 0; i < 6; i++) {
-        bucket b = make(n, (gtcb_dtype)(i % 4), RANDOM, densities[i], 3);
-        of[i] = encode_scalar(&b);
-        count_case(&b, &of[i]);
-        drop_bucket(&b);
-    }
-    for (size_t c = 0; c < 5; c++) {
-        for (size_t i = 0; i < counts[c]; i++)
-            messages[i] = of[below(&rng, 6)];
-        compare_sums(messages, counts[c], n);
-    }
-    for (unsigned i = 0; i < 6; i++)
-        drop_encoded(&of[i]);
 }
 
 /* -- arguments ------------------------------------------------------------------------------------------------------------- */
@@ -281,7 +199,7 @@ int main(int argc, char **argv)
         one_case(any_size(), dtype, (pattern)below(&rng, PATTERNS), densities[i % 7]);
     }
     one_case(150000, (gtcb_dtype)below(&rng, 4), RANDOM, 0.25);      /* more blocks than a warp has lanes */
-    compare_many(2 * 8192 + 1 + below(&rng, 5));
+    compare_many();
     compare_blocks();
     refuse_arguments();
     printf("%lu cases: %lu words, %lu packed, %lu dense, %lu capped, %lu announcements, %lu bodies refused\n", cases,
