@@ -74,11 +74,14 @@ __device__ inline uint32_t get_bits(const uint64_t *body, uint64_t at, unsigned 
     return (uint32_t)(two >> shift & (((uint64_t)1 << count) - 1));
 }
 
+// Up to 63.
 __device__ inline uint64_t get_long_bits(const uint64_t *body, uint64_t at, unsigned count)
 {
-    if (count <= 32)
-        return get_bits(body, at, count);
-    return get_bits(body, at, 32) | (uint64_t)get_bits(body, at + 32, count - 32) << 32;
+    const unsigned shift = (unsigned)(at % 64);
+    uint64_t bits = body[at / 64] >> shift;
+    if (shift + count > 64)
+        bits |= body[at / 64 + 1] << (64 - shift);
+    return bits & (((uint64_t)1 << count) - 1);
 }
 
 // The upper bits of a block of a packed body that thread t looks at: at most three for each element, so 96 threads see all.

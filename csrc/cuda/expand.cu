@@ -3,6 +3,7 @@
 #include "cuda/decoder.cuh"
 
 constexpr uint64_t MOST_BLOCKS = 1 << 16;                   // of threads to a message; they share out what is more
+constexpr unsigned EACH = BLOCK / DECODE_THREADS;           // elements of a thread
 
 struct Piece {                     // of a message; of its elements those in begin .. end - 1, and there are `count` of them
     uint64_t first, count;
@@ -41,15 +42,18 @@ __device__ inline Piece expand_packed(const Decoder &d, unsigned slot, const Mes
     const Layout y = layout_of(span, p.count);
     const uint64_t *body = m.body + d.offsets[place] / 8;
     uint32_t bits = upper_bits_of_thread(body, 8 * y.lows_bytes, y);
-    uint64_t all;
+    uint64_t lows[EACH], all;                               // loaded before anything waits
+    #pragma unroll
+    for (unsigned j = 0; j < EACH; j++)
+        lows[j] = get_long_bits(body, least(threadIdx.x + j * DECODE_THREADS, p.count - 1) * y.l, y.l);
     unsigned i = (unsigned)block_scan(__popc(bits), u->places, &all);
     for (; bits != 0 && i < p.count; bits &= bits - 1, i++)
         u->uppers[i] = (uint16_t)(32 * threadIdx.x + (unsigned)__ffs((int)bits) - 1 - i);
     __syncthreads();
-    for (i = threadIdx.x; i < p.count; i += DECODE_THREADS) {
-        const uint64_t v = (uint64_t)u->uppers[i] << y.l | get_long_bits(body, i * y.l, y.l);
-        put(d, m, p, u, i, 2 * base + v);
-    }
+    #pragma unroll
+    for (unsigned j = 0; j < EACH; j++)
+        if ((i = threadIdx.x + j * DECODE_THREADS) < p.count)
+            put(d, m, p, u, i, 2 * base + ((uint64_t)u->uppers[i] << y.l | lows[j]));
     return p;
 }
 
