@@ -152,6 +152,22 @@ def test_buffers_are_kept(codec, core):
     assert codec.enqueue_encode(*small, slot=1).address != first
 
 
+def test_memory_of_sums_does_not_grow_with_every_step(codec):
+    """Elements sent differ from step to step; memory for them grows by powers of two: 4096 of 40,000 elements, then 8192."""
+    gradient, residual = bucket(40000, "float32")
+    mean = FakeDeviceArray(np.empty_like(residual))
+
+    def step(density):
+        tau = float(np.quantile(np.abs(gradient + residual), 1 - density))
+        message = codec.encode(on_device(gradient), *on_device(residual, residual.copy()), tau)
+        codec.decode_mean([message], mean, 1)
+        return codec.buffers.room("decode scratch", 0, codec.stream)  # as it is
+
+    first = step(0.09)
+    assert [step(density) is first for density in (0.1, 0.095, 0.08, 0.01)] == [True] * 4
+    assert step(0.2).bytes == first.bytes + 2 * 4096
+
+
 def test_the_stream_is_honoured(codec):
     gradient, residual = bucket(100, "float32")
     arrays = on_device(gradient, residual, residual.copy())
