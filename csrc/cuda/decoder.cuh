@@ -34,7 +34,7 @@ struct Decoder {
     Found *found;
     uint64_t *bases, *offsets;
     uint64_t *starts;              // [tile] the first entry of the message in that tile or a later one; [tiles] the end of its entries
-    uint16_t *entries;             // 2 * (element % TILE) + negative, of one message after the other, in order; 32 behind the last
+    uint16_t *entries;             // 2 * (element % TILE) + negative, of one message after the other, in order
     uint64_t places, tiles;
 };
 

@@ -33,7 +33,7 @@ size_t gtcb_cuda_decode_scratch_bytes(const gtcb_cuda_message *messages, size_t 
     }
     while (entries < least(sent, entries_at_once(elements)))
         entries *= 2;
-    return slots * (sizeof(Found) + tables * sizeof(uint64_t)) + (least(entries, entries_at_once(elements)) + WARP) * sizeof(uint16_t);
+    return slots * (sizeof(Found) + tables * sizeof(uint64_t)) + least(entries, entries_at_once(elements)) * sizeof(uint16_t);
 }
 
 gtcb_status check_messages(const gtcb_cuda_message *messages, size_t count, uint64_t elements)

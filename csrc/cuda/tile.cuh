@@ -17,7 +17,7 @@ struct Sum {
     float divisor;
 };
 
-// A message's elements in the tile: entries first .. first + count - 1. 32 can be loaded, however few there are.
+// A message's elements in the tile: entries first .. first + count - 1.
 struct Part { uint64_t first; unsigned count; };
 
 // Each lane looks at another message. The bounds hold for any body.
@@ -80,7 +80,7 @@ __device__ inline void add_group(Tile *t, const Decoder &d, const Batch &batch, 
     #pragma unroll
     for (unsigned i = 0; i < AHEAD; i++) {
         of[i] = part_in_lane(mine, slot % WARP + i);
-        entries[i] = d.entries[of[i].first + lane_of()];
+        entries[i] = lane_of() < of[i].count ? d.entries[of[i].first + lane_of()] : 0;
     }
     #pragma unroll
     for (unsigned i = 0; i < AHEAD; i++) {
