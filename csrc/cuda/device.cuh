@@ -98,33 +98,37 @@ __device__ inline void after_previous()
 __device__ inline unsigned lane_of() { return threadIdx.x % WARP; }
 __device__ inline unsigned warp_of() { return threadIdx.x / WARP; }
 
-__device__ inline uint64_t warp_scan(uint64_t x)        // inclusive
+// Scans add in the type of what is added: 32 bits take half the instructions of 64.
+__device__ inline uint32_t from_lane_before(uint32_t x, unsigned by) { return (uint32_t)__shfl_up_sync(ALL, x, by); }
+__device__ inline uint64_t from_lane_before(uint64_t x, unsigned by) { return __shfl_up_sync(ALL, (unsigned long long)x, by); }
+
+template <class N> __device__ inline N warp_scan(N x)        // inclusive
 {
     for (unsigned by = 1; by < WARP; by *= 2) {
-        const uint64_t before = __shfl_up_sync(ALL, (unsigned long long)x, by);
+        const N before = from_lane_before(x, by);
         x += lane_of() >= by ? before : 0;
     }
     return x;
 }
 
 // The sum of x over the threads before; *all: over all of them. To be reached by the whole block.
-__device__ inline uint64_t block_scan(uint64_t x, uint64_t *places /* shared [SCAN_PLACES] */, uint64_t *all)
+template <class N> __device__ inline N block_scan(N x, uint64_t *places /* shared [SCAN_PLACES] */, N *all)
 {
     const unsigned warps = blockDim.x / WARP;
-    const uint64_t inclusive = warp_scan(x);
+    const N inclusive = warp_scan(x);
     if (lane_of() == WARP - 1)
         places[warp_of() + 1] = inclusive;
     __syncthreads();
     if (warp_of() == 0) {
-        const uint64_t sum = warp_scan(lane_of() < warps ? places[lane_of() + 1] : 0);
+        const N sum = warp_scan(lane_of() < warps ? (N)places[lane_of() + 1] : 0);
         if (lane_of() == 0)
             places[0] = 0;
         if (lane_of() < warps)
             places[lane_of() + 1] = sum;
     }
     __syncthreads();
-    const uint64_t before = places[warp_of()] + inclusive - x;
-    *all = places[warps];
+    const N before = (N)places[warp_of()] + inclusive - x;
+    *all = (N)places[warps];
     __syncthreads();
     return before;
 }

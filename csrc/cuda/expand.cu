@@ -42,11 +42,12 @@ __device__ inline Piece expand_packed(const Decoder &d, unsigned slot, const Mes
     const Layout y = layout_of(span, p.count);
     const uint64_t *body = m.body + d.offsets[place] / 8;
     uint32_t bits = upper_bits_of_thread(body, 8 * y.lows_bytes, y);
-    uint64_t lows[EACH], all;                               // loaded before anything waits
+    uint64_t lows[EACH];                                    // loaded before anything waits
+    uint32_t all;
     #pragma unroll
     for (unsigned j = 0; j < EACH; j++)
         lows[j] = get_long_bits(body, least(threadIdx.x + j * DECODE_THREADS, p.count - 1) * y.l, y.l);
-    unsigned i = (unsigned)block_scan(__popc(bits), u->places, &all);
+    unsigned i = block_scan((uint32_t)__popc(bits), u->places, &all);
     for (; bits != 0 && i < p.count; bits &= bits - 1, i++)
         u->uppers[i] = (uint16_t)(32 * threadIdx.x + (unsigned)__ffs((int)bits) - 1 - i);
     __syncthreads();

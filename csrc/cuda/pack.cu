@@ -112,8 +112,9 @@ __device__ inline void put_words(const Encoder &e, const PackedBlock &b, Bits *b
     uint64_t chunk = b.first_chunk, start = 0, end = 0;
     for (uint64_t i = EACH * threadIdx.x; i < least(EACH * (threadIdx.x + 1), b.count); i++) {
         const uint64_t number = b.first + i;
-        if (number >= end) {
-            chunk = chunk_of(e, number, chunk, b.last_chunk);
+        if (number >= end) {             // often it is in the next chunk
+            const uint64_t next = least(chunk + 1, b.last_chunk), after = e.starts[next] + e.counts[next];
+            chunk = i > EACH * threadIdx.x && number < after ? next : chunk_of(e, number, chunk, b.last_chunk);
             start = e.starts[chunk];
             end = start + e.counts[chunk];
         }

@@ -3,35 +3,40 @@
 #include "cuda/encoder.cuh"
 
 // The share of thread t in a table: consecutive entries.
-struct Share { uint64_t begin, end; };
+template <class N> struct Share { N begin, end; };
 
-__device__ inline Share share_of(uint64_t entries)
+template <class N> __device__ inline Share<N> share_of(N entries)
 {
-    const uint64_t each = parts(entries, LONE_THREADS), begin = least(threadIdx.x * each, entries);
-    return {begin, least(begin + each, entries)};
+    const N each = (entries + LONE_THREADS - 1) / LONE_THREADS, begin = (N)least(threadIdx.x * each, entries);
+    return {begin, (N)least(begin + each, entries)};
 }
 
 // -- numbers -----------------------------------------------------------------------------------------------------------
 
-// Numbers the words of the chunks; returns how many there are. *non_finite: the first such index, on all threads.
-__device__ inline uint64_t number_chunks(const Encoder &e, uint64_t *places, unsigned long long *non_finite)
+// Numbers the words of the chunks; returns how many there are. N: a type that holds the bytes of any body. *non_finite: the first such
+// index, on all threads. visit(c, start, count, all) is called for each chunk.
+template <class N, class Visit>
+__device__ inline N number_chunks(const Encoder &e, uint64_t *places, unsigned long long *non_finite, Visit visit)
 {
-    const Share share = share_of(e.chunks);
-    uint64_t sum = 0, bad = NONE, all;
+    const Share<N> share = share_of((N)e.chunks);
+    N sum = 0, all;
+    uint64_t bad = NONE;
     if (threadIdx.x == 0)
         *non_finite = NONE;
-#pragma unroll 4
-    for (uint64_t c = share.begin; c < share.end; c++) {
+    for (N c = share.begin; c < share.end; c++) {
+        const uint32_t found = e.non_finite[c];
         sum += e.counts[c];
-        bad = least(bad, e.non_finite[c] == NONE_IN_CHUNK ? NONE : c * CHUNK + e.non_finite[c]);
+        if (found != NONE_IN_CHUNK && bad == NONE)
+            bad = c * (uint64_t)CHUNK + found;
     }
-    __syncthreads();
+    N start = block_scan(sum, places, &all);
     if (bad != NONE)
         atomicMin(non_finite, (unsigned long long)bad);
-    uint64_t start = block_scan(sum, places, &all);
-    for (uint64_t c = share.begin; c < share.end; c++) {
+    for (N c = share.begin; c < share.end; c++) {
+        const uint32_t count = e.counts[c];
         e.starts[c] = start;
-        start += e.counts[c];
+        visit(c, start, count, all);
+        start += count;
     }
     __syncthreads();
     return all;
@@ -43,7 +48,7 @@ __global__ void __launch_bounds__(LONE_THREADS) number_words(Encoder e)
 {
     __shared__ uint64_t places[SCAN_PLACES];
     __shared__ unsigned long long non_finite;
-    const uint64_t candidates = number_chunks(e, places, &non_finite);
+    const uint64_t candidates = number_chunks<uint64_t>(e, places, &non_finite, [](uint64_t, uint64_t, uint32_t, uint64_t) {});
     if (threadIdx.x == 0) {
         e.plan->sent = candidates;
         e.plan->window_start = candidates > e.max_sent ? e.sequence * e.max_sent % candidates : 0;
@@ -65,11 +70,11 @@ __device__ inline void cap_chunk(const Encoder &e, uint64_t chunk, uint64_t *pla
         const bool keep = i < count && j < e.max_sent;
         if (i < count && !keep)
             e.residual_out[chunk * CHUNK + (word >> 1)] += word & 1 ? -e.threshold : e.threshold;
-        uint64_t all;
-        const uint64_t before = block_scan(keep, places, &all);
+        uint32_t all;
+        const uint32_t before = block_scan((uint32_t)keep, places, &all);
         if (keep)
             words[kept + before] = word;
-        kept += (uint32_t)all;
+        kept += all;
     }
     __syncthreads();        // all have read the old count
     if (threadIdx.x == 0)
@@ -87,19 +92,15 @@ __global__ void __launch_bounds__(THREADS) cap_chunks(Encoder e)
 
 // -- which body --------------------------------------------------------------------------------------------------------
 
-// The index after the last element of each block of the packed body.
-__device__ inline void note_ends(const Encoder &e, uint64_t sent)
+// The index after the last element of each block of the packed body that ends among the chunk's words, start … start + count - 1.
+template <class N> __device__ inline void note_ends(const Encoder &e, N chunk, N start, uint32_t count, N sent)
 {
-    const Share share = share_of(e.chunks);
-    for (uint64_t c = share.begin; c < share.end; c++) {
-        const uint64_t start = e.starts[c], end = start + e.counts[c];
-        for (uint64_t block = start / BLOCK; block * BLOCK < end; block++) {
-            const uint64_t last = block * BLOCK + count_of(sent, block) - 1;
-            if (last >= start && last < end)
-                e.ends[block] = c * CHUNK + (e.words[c * CHUNK + (last - start)] >> 1) + 1;
-        }
+    const N end = start + count;
+    for (N block = start / BLOCK; block * BLOCK < end; block++) {
+        const N last = block * BLOCK + (N)count_of(sent, block) - 1;
+        if (last >= start && last < end)
+            e.ends[block] = chunk * (uint64_t)CHUNK + (e.words[chunk * (uint64_t)CHUNK + (last - start)] >> 1) + 1;
     }
-    __syncthreads();
 }
 
 __device__ inline uint64_t bytes_of(const Encoder &e, uint64_t sent, uint64_t block)
@@ -108,21 +109,21 @@ __device__ inline uint64_t bytes_of(const Encoder &e, uint64_t sent, uint64_t bl
     return layout_of(e.ends[block] - base, count_of(sent, block)).bytes;
 }
 
-// Where each block begins; returns the length of the packed body.
-__device__ inline uint64_t lay_out_blocks(const Encoder &e, uint64_t sent, uint64_t *places)
+// Where each block begins; returns the length of the packed body, whose last block is not filled up.
+template <class N> __device__ inline N lay_out_blocks(const Encoder &e, N sent, uint64_t *places)
 {
-    const uint64_t blocks = parts(sent, BLOCK);
-    const Share share = share_of(blocks);
-    uint64_t sum = 0, all;
-    for (uint64_t b = share.begin; b < share.end; b++)
-        sum += up_to_8(bytes_of(e, sent, b));
-    uint64_t at = 8 * blocks + block_scan(sum, places, &all);
-    for (uint64_t b = share.begin; b < share.end; b++) {
+    const N blocks = (N)parts(sent, BLOCK);
+    const Share<N> share = share_of(blocks);
+    N sum = 0, all;
+    for (N b = share.begin; b < share.end; b++)
+        sum += (N)up_to_8(bytes_of(e, sent, b));
+    N at = 8 * blocks + block_scan(sum, places, &all);
+    for (N b = share.begin; b < share.end; b++) {
         e.offsets[b] = at;
-        at += up_to_8(bytes_of(e, sent, b));
+        at += (N)up_to_8(bytes_of(e, sent, b));
     }
-    __syncthreads();
-    return blocks == 0 ? 0 : e.offsets[blocks - 1] + bytes_of(e, sent, blocks - 1);
+    const N last = blocks == 0 ? 0 : (N)bytes_of(e, sent, blocks - 1);
+    return 8 * blocks + all - ((N)up_to_8(last) - last);
 }
 
 __device__ inline void choose_body(const Encoder &e, Plan *plan, uint64_t packed)
@@ -137,15 +138,14 @@ __device__ inline void choose_body(const Encoder &e, Plan *plan, uint64_t packed
     }
 }
 
-__global__ void __launch_bounds__(LONE_THREADS) plan_message(Encoder e)
+template <class N> __global__ void __launch_bounds__(LONE_THREADS) plan_message(Encoder e)
 {
     __shared__ uint64_t places[SCAN_PLACES];
     __shared__ unsigned long long non_finite;
     let_next_get_ready();
     after_previous();
-    const uint64_t sent = number_chunks(e, places, &non_finite);
-    note_ends(e, sent);
-    const uint64_t packed = lay_out_blocks(e, sent, places);
+    const N sent = number_chunks<N>(e, places, &non_finite, [&](N c, N start, uint32_t count, N all) { note_ends(e, c, start, count, all); });
+    const N packed = lay_out_blocks(e, sent, places);
     if (threadIdx.x != 0)
         return;
     e.plan->sent = sent;
@@ -165,5 +165,8 @@ void launch_plan(const Encoder &e, const gtcb_cuda_launch &launch)
         GTCB_LAUNCH(number_words, 1, LONE_THREADS, launch.stream, e);
         GTCB_LAUNCH(cap_chunks, (unsigned)least(launch.blocks, e.chunks), THREADS, launch.stream, e);
     }
-    GTCB_LAUNCH_EARLY(plan_message, 1, LONE_THREADS, launch.stream, e);
+    if (e.elements < (uint64_t)1 << 31)      // a packed body takes less than a byte an element
+        GTCB_LAUNCH_EARLY(plan_message<uint32_t>, 1, LONE_THREADS, launch.stream, e);
+    else
+        GTCB_LAUNCH_EARLY(plan_message<uint64_t>, 1, LONE_THREADS, launch.stream, e);
 }

@@ -128,7 +128,7 @@ __device__ inline void number_rounds(Shared *shared)
         own[i] = shared->counts[lane_of() * COUNTS_PER_LANE + i];
         sum += own[i];
     }
-    const uint32_t inclusive = (uint32_t)warp_scan(sum);
+    const uint32_t inclusive = warp_scan(sum);
     uint32_t before = inclusive - sum;
     for (unsigned i = 0; i < COUNTS_PER_LANE; i++) {
         shared->counts[lane_of() * COUNTS_PER_LANE + i] = before;

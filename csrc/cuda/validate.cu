@@ -73,8 +73,8 @@ __device__ inline bool block_is_bad(const Message &m, uint64_t block, uint64_t b
     const uint64_t span = m.body[block], count = count_of(m.sent, block);
     const Layout y = layout_of(span, count);
     const uint64_t lows = 8 * offset, uppers = lows + 8 * y.lows_bytes, end = uppers + y.upper_bits;
-    uint64_t ones;
-    block_scan(__popc(upper_bits_of_thread(m.body, uppers, y)), places, &ones);
+    uint32_t ones;
+    block_scan((uint32_t)__popc(upper_bits_of_thread(m.body, uppers, y)), places, &ones);
     if (threadIdx.x != 0)
         return false;
     return ones != count || !bit_is_set(m.body, end - 1) || !fill_is_zero(m.body, lows + count * y.l, 8) ||

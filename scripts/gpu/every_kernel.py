@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 
 from gtcbmuf.backends import cuda, native
 
-if __package__:
-    from .bench import OnDevice, WrongResult
-else:
-    from bench import OnDevice, WrongResult
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from gpu.bench import OnDevice, WrongResult
 
 ELEMENTS, SEGMENTS, MESSAGES = 60_003, 80, 9
 # threshold, cap: few and many sent elements, so that every body occurs
