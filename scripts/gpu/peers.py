@@ -54,8 +54,7 @@ def _torch(gradient, keep_busy):
         return _median(keep_busy, start.record, stop.record, stop.synchronize, lambda: start.elapsed_time(stop),
                        lambda: step(threshold, density))  # fmt: skip
 
-    return [("torch: threshold and nonzero", threshold_and_nonzero, lambda t, d: time(threshold_and_nonzero, t, d)),
-            ("torch.topk", topk, lambda t, d: time(topk, t, d))]  # fmt: skip
+    return [("torch: threshold and nonzero", threshold_and_nonzero, time), ("torch.topk", topk, time)]
 
 
 def _cupy(gradient, keep_busy):
@@ -74,4 +73,4 @@ def _cupy(gradient, keep_busy):
         return _median(keep_busy, start.record, stop.record, stop.synchronize, lambda: cupy.cuda.get_elapsed_time(start, stop),
                        lambda: step(threshold, density))  # fmt: skip
 
-    return [("CuPy: element by element", elementwise, lambda t, d: time(elementwise, t, d))]
+    return [("CuPy: element by element", elementwise, time)]

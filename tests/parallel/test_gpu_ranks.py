@@ -59,6 +59,8 @@ def test_not_finite_on_one_rank(exchange, cupy, comm):
 
 def test_a_gpu_that_is_full(exchange, cupy, comm):
     """The memory for residuals is taken in the first step, which is refused; when there is some, training goes on."""
+    if exchange.direct:
+        pytest.skip("needs messages by way of the host: a CUDA-aware MPI takes memory of the GPU itself, and crashes where there is none")
     model = {"weight": cupy.up(np.zeros((2000, 2000), np.float32))}
     opt = cupy.bind(GTC(threshold=0.5), model, groups=groups_over(exchange))
     gradients = {"weight": cupy.up(np.ones((2000, 2000), np.float32))}

@@ -39,6 +39,35 @@ def test_what_is_measured(measured):
     assert all("missing" in r or "ms" in r for r in content["peers"])
 
 
+def test_what_torch_takes(monkeypatch):
+    """On the host, which stands in for a GPU: each step at each density, after what keeps the device busy."""
+    torch = pytest.importorskip("torch", reason="needs PyTorch")
+    from gpu import peers
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            pass
+
+        synchronize = record
+
+        def elapsed_time(self, other):
+            return 2.5
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    busy = []
+    gradient = peers.np.array([0.5, -3, 2, -1, 0.25], peers.np.float32)
+    rows = [r for r in peers.rows(gradient, [2.0, 1.0], [0.4, 0.6], lambda: busy.append(1)) if r["name"].startswith("torch")]
+    assert [(r["name"], r["density"], r["ms"]) for r in rows] == [
+        (name, density, 2.5) for density in (0.4, 0.6) for name in ("torch: threshold and nonzero", "torch.topk")
+    ]
+    assert len(busy) == len(rows) * 18
+
+
 def test_the_tables(measured):
     from gpu import tables
 
