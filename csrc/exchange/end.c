@@ -10,10 +10,11 @@ uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
 gtcb_times gtcb_op_times(const gtcb_op *op) { return (gtcb_times){op->posted, op->begun, op->started, op->finished}; }
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
 
-/* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent. In the ring, where
-   everything comes from one rank: the nearest before it whose body has not come. */
+/* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent; if nothing has set out, with whom it
+   would be. In the ring, where everything comes from one rank: the nearest before it whose body has not come. */
 bool gtcb_mark_late(gtcb_op *op)
 {
+    const gtcb_turns *turns = &op->batch.turns;
     bool any = gtcb_mail_mark_late(op) || gtcb_ring_mark_late(op);
     for (int sends = 0; sends < 2 && !any; sends++)
         for (size_t i = 0; i < op->batch.count; i++)
@@ -21,6 +22,8 @@ bool gtcb_mark_late(gtcb_op *op)
                 op->late[op->batch.pending[i].transfer.peer] = 1;
                 any = true;
             }
+    for (size_t i = turns->first; i < turns->end && op->batch.count == 0; i++)
+        op->late[turns->waiting[i].peer] = any = true;
     return any;
 }
 
@@ -54,7 +57,7 @@ static gtcb_failure name_the_late(gtcb_op *op, double waited)
     gtcb_exchange *x = op->exchange;
     char text[512] = "", what[160];
     size_t length = 0;
-    gtcb_op *held = op->stage == GTCB_QUEUED && x->active ? x->active : op;     /* the one in its way */
+    gtcb_op *held = gtcb_whose_turn(op);
     memset(op->late, 0, x->size);
     memset(held->late, 0, x->size);
     if (gtcb_mark_late(held) && held != op)

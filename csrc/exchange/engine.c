@@ -69,6 +69,7 @@ void gtcb_op_finish(gtcb_op *op)
     gtcb_status status = op->failure.status;
     if (status != GTCB_OK && status != GTCB_NON_FINITE)
         gtcb_exchange_fail(x, &op->failure, op->complete ? gtcb_first_not_begun(x) : op->sequence);
+    gtcb_batch_drop_waiting(&op->batch);
     if (op->batch.count)
         x->abandoned = true;
     pthread_mutex_lock(&engine->lock);
@@ -90,8 +91,10 @@ static bool drive_exchange(gtcb_exchange *x)
 {
     bool moved = start_some(x);
     moved |= gtcb_mail_poll(x);
+    gtcb_earlier earlier = {false, false};
     for (gtcb_op **link = &x->active; *link;) {
         gtcb_op *op = *link;
+        moved |= gtcb_take_turn(op, &earlier);
         if (op->stage != GTCB_DONE)
             moved |= gtcb_op_advance(op);
         if (op->stage == GTCB_DONE) {
@@ -101,6 +104,7 @@ static bool drive_exchange(gtcb_exchange *x)
             gtcb_op_finish(op);
             moved = true;
         } else {
+            gtcb_note_large(op, &earlier);
             link = &op->next;
         }
     }

@@ -246,6 +246,12 @@ gtcb_status gtcb_spread(gtcb_op *op, size_t longest);
 void gtcb_ring_pass_on(gtcb_op *op);
 bool gtcb_ring_mark_late(gtcb_op *op);
 
+/* turns.c: whose large transfers may set out. What earlier operations have of them: straight to their peers, around the ring */
+typedef struct gtcb_earlier { bool straight, around; } gtcb_earlier;
+bool gtcb_take_turn(gtcb_op *op, const gtcb_earlier *earlier);       /* true: it had to wait, and may go on now */
+void gtcb_note_large(const gtcb_op *op, gtcb_earlier *earlier);
+gtcb_op *gtcb_whose_turn(gtcb_op *op);                /* the one that it waits for; itself, if it waits for none */
+
 /* shards.c. The message of shard i; the job has segments, residuals and threshold */
 gtcb_status gtcb_encode_shard(gtcb_op *op, uint32_t i, gtcb_encode_job *job, uint8_t *message, size_t capacity, gtcb_header *out);
 /* Those of all shards, every `stride` bytes in op->own. Adds up what is sent; at a NaN it announces its index and stops. */

@@ -235,7 +235,7 @@ static gtcb_status next_stage(gtcb_op *op)
         gtcb_status status = op->class->proceed(op);
         if (status)
             return status;
-        op->complete = op->batch.count == 0;
+        op->complete = gtcb_batch_is_over(&op->batch);
         if (op->complete)
             op->stage = GTCB_DONE;
     }
@@ -254,7 +254,7 @@ bool gtcb_op_advance(gtcb_op *op)
     if (finished && op->stage == GTCB_BODIES)
         handle_arrivals(op);
     bool moved = finished > 0;
-    while (op->batch.count == 0 && op->stage != GTCB_DONE && (op->stage != GTCB_HEADERS || gtcb_mail_is_through(op))) {
+    while (gtcb_batch_is_over(&op->batch) && op->stage != GTCB_DONE && (op->stage != GTCB_HEADERS || gtcb_mail_is_through(op))) {
         moved = true;
         if (next_stage(op))
             op->stage = GTCB_DONE;

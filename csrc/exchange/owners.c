@@ -229,7 +229,7 @@ static gtcb_status proceed(gtcb_op *op)
         if (!all_lengths_known(op))
             return op->failure.status;
         gtcb_status status = tell_results(op);
-        if (status || op->batch.count)
+        if (status || !gtcb_batch_is_over(&op->batch))
             return status;
     }
     if (op->phase == 1) {

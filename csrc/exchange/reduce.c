@@ -212,7 +212,7 @@ static gtcb_status proceed(gtcb_op *op)
             add_parts(op);
         if (!is_direct(op)) {
             gtcb_status status = send_results(op);
-            if (status || op->batch.count)
+            if (status || !gtcb_batch_is_over(&op->batch))
                 return status;
         }
     }

@@ -44,6 +44,7 @@ static gtcb_request *next_request(gtcb_batch *batch)
 }
 
 static bool is_send(const gtcb_transfer *t) { return t->slot == GTCB_NO_SLOT; }
+static bool is_large(const gtcb_transfer *t) { return t->bytes > GTCB_LARGE; }
 
 static gtcb_status post(gtcb_batch *batch, const gtcb_transfer *t)
 {
@@ -78,9 +79,10 @@ static gtcb_status let_wait(gtcb_turns *turns, const gtcb_transfer *t)
     return GTCB_OK;
 }
 
-static bool is_its_turn(const gtcb_turns *turns, const gtcb_transfer *t)
+static bool is_its_turn(const gtcb_batch *batch, const gtcb_transfer *t)
 {
-    return !t->in_turn || turns->under_way == 0 || turns->round == t->round;
+    const gtcb_turns *turns = &batch->turns;
+    return !t->in_turn || (!batch->held && (turns->under_way == 0 || turns->round == t->round));
 }
 
 /* A small one, too, waits behind others: MPI matches messages of one tag in the order of posting. */
@@ -88,7 +90,7 @@ static gtcb_status post_in_turn(gtcb_batch *batch, const gtcb_transfer *t)
 {
     gtcb_turns *turns = &batch->turns;
     bool ahead = !is_send(t) && batch->receive_ahead;
-    bool waits = !ahead && (turns->first < turns->end || !is_its_turn(turns, t));
+    bool waits = !ahead && (turns->first < turns->end || !is_its_turn(batch, t));
     return waits ? let_wait(turns, t) : post(batch, t);
 }
 
@@ -97,7 +99,7 @@ static gtcb_status post_waiting(gtcb_batch *batch)
 {
     gtcb_turns *turns = &batch->turns;
     gtcb_status status = GTCB_OK;
-    while (!status && turns->first < turns->end && is_its_turn(turns, &turns->waiting[turns->first]))
+    while (!status && turns->first < turns->end && is_its_turn(batch, &turns->waiting[turns->first]))
         status = post(batch, &turns->waiting[turns->first++]);
     if (turns->first == turns->end)
         turns->first = turns->end = 0;
@@ -113,9 +115,10 @@ static gtcb_status add(gtcb_batch *batch, gtcb_transfer whole)
         piece.data = (char *)whole.data + at;
         piece.bytes = whole.bytes - at < batch->piece_bytes ? whole.bytes - at : batch->piece_bytes;
         piece.round = batch->round;
-        piece.in_turn = piece.bytes > GTCB_LARGE && (is_send(&piece) || !batch->receive_ahead);
+        piece.in_turn = is_large(&piece) && (is_send(&piece) || !batch->receive_ahead);
         status = post_in_turn(batch, &piece);
         at += piece.bytes;
+        batch->large += is_large(&piece);
         if (is_send(&piece))
             batch->bytes_sent += piece.bytes;
         else {
@@ -136,9 +139,20 @@ gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint
     return add(batch, (gtcb_transfer){.data = data, .bytes = bytes, .peer = peer, .slot = slot, .tag = tag});
 }
 
+/* It is over, or will never be. */
+static void leave(gtcb_batch *batch, const gtcb_transfer *t)
+{
+    if (!is_send(t))
+        batch->awaited[t->slot]--;
+    batch->large -= is_large(t);
+}
+
 gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
 {
     *finished = 0;
+    gtcb_status posted = post_waiting(batch);
+    if (posted)
+        return posted;
     size_t tests = batch->count < TESTS_PER_POLL ? batch->count : TESTS_PER_POLL;
     while (tests-- && batch->count) {
         if (batch->cursor >= batch->count)
@@ -156,17 +170,26 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
             continue;
         }
         gtcb_transfer t = request->transfer;
-        if (!is_send(&t))
-            batch->awaited[t.slot]--;
+        leave(batch, &t);
         if (t.in_turn)
             batch->turns.under_way--;
         *request = batch->pending[--batch->count];
         ++*finished;
-        gtcb_status posted = post_waiting(batch);
+        posted = post_waiting(batch);
         if (posted)
             return posted;
     }
     return GTCB_OK;
+}
+
+bool gtcb_batch_is_over(const gtcb_batch *batch) { return batch->count == 0 && batch->turns.first == batch->turns.end; }
+
+void gtcb_batch_drop_waiting(gtcb_batch *batch)
+{
+    gtcb_turns *turns = &batch->turns;
+    while (turns->first < turns->end)
+        leave(batch, &turns->waiting[turns->first++]);
+    turns->first = turns->end = 0;
 }
 
 bool gtcb_mpi_has_come(const gtcb_mpi *mpi, gtcb_handle comm, uint32_t peer, int tag)

@@ -90,9 +90,11 @@ typedef struct gtcb_batch {
     size_t piece_bytes;
     gtcb_request *pending;
     size_t count, capacity, cursor;
-    gtcb_turns turns;                /* where count is 0, none waits */
+    gtcb_turns turns;
     uint32_t round;                  /* of what is added now */
     bool receive_ahead;              /* receives take no turns: only senders do, as where all comes from one peer */
+    bool held;                       /* no large transfer sets out that takes turns: it is another batch's turn */
+    size_t large;                    /* large transfers that are not over, with those that take no turns */
     uint32_t *awaited;               /* [slots] receives of each slot that have not arrived */
     size_t slots;
     uint64_t bytes_sent, bytes_received;
@@ -109,8 +111,13 @@ gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint
 /* Has a message of that tag come from that peer that nobody has received? */
 bool gtcb_mpi_has_come(const gtcb_mpi *mpi, gtcb_handle comm, uint32_t peer, int tag);
 
-/* Tests some of the pending requests, *finished says how many were done. */
+/* Posts what waits if its turn has come, tests some of the pending requests; *finished says how many were done. */
 gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished);
+
+/* Nothing is under way, and nothing waits. */
+bool gtcb_batch_is_over(const gtcb_batch *batch);
+/* Forgets what waits: MPI has not heard of it. */
+void gtcb_batch_drop_waiting(gtcb_batch *batch);
 
 #ifdef __cplusplus
 }
