@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import blocks, codec, counts, exchange, memory, observe, overlap
+from benchmarks import allreduce, blocks, codec, counts, exchange, memory, observe, overlap
 
 from gtcbmuf.errors import GtcbmufError
 
 # name: (what it measures, its options, what runs it)
 PARTS = {
+    "allreduce": ("sums in one bucket and in several, beside MPI's own", allreduce.options, allreduce.run),
     "blocks": ("the end of a hybrid's block, in several forms, between hosts", blocks.options, blocks.run),
     "codec": ("packing, unpacking and size, beside other codecs", codec.options, codec.run),
     "counts": ("instructions of the codec, against the reference", counts.options, counts.run),

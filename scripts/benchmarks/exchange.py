@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 
-from links.hosts import Hosts
-
-from . import files, launch, tables
+from . import files, places, tables
 
 PART = "exchange"
-HERE = "this machine"
 WAYS = {"whole": "the library", "ring": "bare ring", "mpi": "MPI_Iallgather", "buckets": "in buckets"}
 
 
 def options(add) -> None:
-    numbers = lambda text: [int(float(x)) for x in text.split(",")]
-    add("--ranks", type=numbers, default="2,4", help="on this machine (2,4)")
-    add("--rates", default="", help="of links between 4 hosts, as tc writes them: 1gbit,100mbit; needs root, ip and tc")
-    add("--per-host", type=numbers, default="1,2", help="ranks on each of these hosts (1,2)")
-    add("--bodies", type=numbers, default="4e3,4e4,3e5,2e6", help="bytes of each rank (4e3,4e4,3e5,2e6)")
+    places.options(add)
+    add("--bodies", type=places.numbers, default="4e3,4e4,3e5,2e6", help="bytes of each rank (4e3,4e4,3e5,2e6)")
     add("--buckets", type=int, default=64, help="in which the same bytes go as well (64)")
     add("--rounds", type=int, default=15, help="of which the medians are (15)")
     files.options(add)
@@ -27,13 +20,7 @@ def options(add) -> None:
 
 def measure(o) -> dict:
     job = {"bodies": o.bodies, "buckets": o.buckets, "rounds": o.rounds}
-    runs = [{"link": HERE, "per_host": n, **launch.run(n, "exchange.py", job)} for n in o.ranks]
-    for rate in o.rates.split(",") if o.rates else []:
-        with Hosts(4, rate) as hosts:
-            for per_host in o.per_host:
-                found = json.loads(hosts.mpirun(per_host, launch.command("exchange.py", job)).splitlines()[-1])
-                runs.append({"link": rate, "per_host": per_host, **found})
-    return {"buckets": o.buckets, "rounds": o.rounds, "runs": runs}
+    return {"buckets": o.buckets, "rounds": o.rounds, "runs": places.run(o, "exchange.py", job)}
 
 
 def table(content: dict) -> str:

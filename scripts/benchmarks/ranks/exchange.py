@@ -10,22 +10,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 
+import contest
 import numpy as np
 from mpi4py import MPI
 
 import gtcbmuf
 from gtcbmuf import runtime
-
-
-def wait(requests) -> None:
-    """As this library waits: MPI's own wait spins, which takes the cores of ranks that share them."""
-    spins = 0
-    while not MPI.Request.Testall(requests):
-        spins += 1
-        if spins > 64:
-            time.sleep(2e-5)
 
 
 class Allgather:
@@ -53,10 +44,10 @@ class Allgather:
         for step in range(size - 1):
             out, into = (comm.rank - step) % size, (comm.rank - step - 1) % size
             requests = [comm.Irecv(self.all[into], (comm.rank - 1) % size), comm.Isend(self.all[out], (comm.rank + 1) % size)]
-            wait(requests)
+            contest.wait(requests)
 
     def mpi(self):
-        wait([self.comm.Iallgather(self.own, self.all)])
+        contest.wait([self.comm.Iallgather(self.own, self.all)])
 
     @property
     def ways(self):
@@ -78,18 +69,6 @@ class Allgather:
             raise SystemExit(f"rank {self.comm.rank}: {', '.join(wrong)}: other bytes than were sent")
 
 
-def measure(trial: Allgather, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each round, of the slowest rank."""
-    times = {way: [] for way in trial.ways}
-    for _ in range(rounds):
-        for way, action in trial.ways.items():
-            wait([trial.comm.Ibarrier()])
-            begin = time.perf_counter()
-            action()
-            times[way].append(time.perf_counter() - begin)
-    return {way: np.max(trial.comm.allgather(seconds), axis=0).tolist() for way, seconds in times.items()}
-
-
 def main() -> None:
     job = json.loads(sys.argv[1])
     gtcbmuf.init()
@@ -97,7 +76,7 @@ def main() -> None:
     for body in job["bodies"]:
         trial = Allgather(runtime.world(), MPI.COMM_WORLD, body, job["buckets"])
         trial.check()
-        records.append({"body": body, "seconds": measure(trial, job["rounds"])})
+        records.append({"body": body, "seconds": contest.measure(trial.comm, trial.ways, job["rounds"])})
     if MPI.COMM_WORLD.rank == 0:
         print(json.dumps({"ranks": MPI.COMM_WORLD.size, "records": records}), flush=True)
     gtcbmuf.shutdown()
