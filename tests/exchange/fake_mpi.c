@@ -7,6 +7,7 @@
 
 typedef struct letter {
     struct letter *next;
+    struct receive *sender;                      /* the request of a long send: done when somebody takes it */
     int from, tag, bytes;
     char data[];
 } letter;
@@ -17,10 +18,12 @@ typedef struct receive {
     void *data;
 } receive;
 
-typedef struct { fake_world *world; int rank, code; letter *box; receive *posted; } member;
+typedef struct { fake_world *world; int rank, code; letter *box; receive *posted; int long_tags[FAKE_NOTED], long_sends; } member;
 struct fake_world { pthread_mutex_t lock; int size; member members[]; };
 
-static receive sent;                             /* the request of every send: done at once */
+#define EAGER 65536                              /* longer messages wait, at their sender's, for a receive */
+
+static receive sent;                             /* the request of every other send: done at once */
 
 fake_world *fake_open(int size)
 {
@@ -68,11 +71,31 @@ static void fill(receive *r, const void *data, int bytes)
     __atomic_store_n(&r->done, 1, __ATOMIC_RELEASE);
 }
 
+int fake_long_sends(fake_world *w, int rank, int tags[FAKE_NOTED])
+{
+    pthread_mutex_lock(&w->lock);
+    int count = w->members[rank].long_sends;
+    memcpy(tags, w->members[rank].long_tags, sizeof w->members[rank].long_tags);
+    pthread_mutex_unlock(&w->lock);
+    return count;
+}
+
+static void take(letter *l, receive *r)
+{
+    fill(r, l->data, l->bytes);
+    if (l->sender)
+        __atomic_store_n(&l->sender->done, 1, __ATOMIC_RELEASE);
+    free(l);
+}
+
 static int isend(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request)
 {
     member *me = (member *)comm, *to = &me->world->members[peer];
     (void)type;
+    receive *own = &sent;
     pthread_mutex_lock(&me->world->lock);
+    if (count > EAGER && me->long_sends < FAKE_NOTED)
+        me->long_tags[me->long_sends++] = tag;
     int code = me->code;
     receive **p = &to->posted;
     while (*p && !((*p)->from == me->rank && (*p)->tag == tag))
@@ -84,14 +107,16 @@ static int isend(const void *data, int count, gtcb_handle type, int peer, int ta
         fill(matched, data, count);
     } else {
         letter *l = malloc(sizeof *l + (size_t)count), **end = &to->box;
-        *l = (letter){.from = me->rank, .tag = tag, .bytes = count};
+        if (count > EAGER)
+            own = calloc(1, sizeof *own);
+        *l = (letter){.sender = own == &sent ? NULL : own, .from = me->rank, .tag = tag, .bytes = count};
         memcpy(l->data, data, (size_t)count);
         while (*end)
             end = &(*end)->next;
         *end = l;
     }
     pthread_mutex_unlock(&me->world->lock);
-    *(receive **)request = &sent;
+    *(receive **)request = own;
     return code;
 }
 
@@ -118,8 +143,7 @@ static int irecv(void *data, int count, gtcb_handle type, int peer, int tag, gtc
     } else if (*l) {
         letter *taken = *l;
         *l = taken->next;
-        fill(r, taken->data, taken->bytes);
-        free(taken);
+        take(taken, r);
     } else {
         receive **end = &me->posted;
         while (*end)

@@ -41,6 +41,11 @@ const gtcb_failure *finish(gtcb_op *op);
 float value(int r, size_t i);
 float *values(int r, size_t n);
 
+void crowd(rank *me);
+void order_of_turns(void);
+void turns_in_the_ring(void);
+void stuck_turns(void);
+void damaged_turn(void);
 void reduce(rank *me);             /* a sound game, for after a refusal */
 void direct(rank *me);
 void non_finite(rank *me);

@@ -197,7 +197,14 @@ int main(int argc, char **argv)
     with_team(size, seed, "allgather", allgather, true);
     with_team(size, seed, "direct", direct, true);
     with_team(size, seed, "keep", keep, true);
+    with_team(size, seed, "crowd", crowd, false);
     with_team(size, seed, "non_finite", non_finite, true);
+    if (size == 3) {
+        order_of_turns();
+        turns_in_the_ring();
+        stuck_turns();
+        damaged_turn();
+    }
     if (size > 1) {
         with_team(size, seed, "mismatch", mismatch, false);
         with_team(size, seed, "damage", damage, false);

@@ -144,12 +144,54 @@ static void pieces_are_transfers_of_one_round(void)
     gtcb_batch_free(&b);
 }
 
+static void what_is_held_waits_for_another_batch(void)
+{
+    gtcb_batch b = open_batch(GTCB_PIECE_BYTES);
+    size_t finished;
+    b.held = true;
+    send(&b, 64, 1);
+    send(&b, LONG, 1);
+    receive(&b, LONG, 5);
+    receive(&b, 64, 6);                          /* behind others, as ever */
+    CHECK(count == 1 && posted[0].bytes == 64 && b.large == 2);
+    CHECK(poll_after(&b, 0) == 1 && count == 1 && b.count == 0 && !gtcb_batch_is_over(&b));
+    b.held = false;
+    CHECK(gtcb_batch_poll(&b, &finished) == GTCB_OK && finished == 0);
+    CHECK(count == 4 && posted[1].peer == 1 && posted[2].peer == 105 && posted[3].peer == 106);
+    b.held = true;                               /* those under way go on; the next round does not begin */
+    b.round++;
+    send(&b, LONG, 2);
+    CHECK(poll_after(&b, 1) == 1 && poll_after(&b, 2) == 1 && poll_after(&b, 3) == 1 && count == 4 && b.large == 1);
+    b.held = false;
+    CHECK(gtcb_batch_poll(&b, &finished) == GTCB_OK && count == 5 && posted[4].peer == 2);
+    CHECK(poll_after(&b, 4) == 1 && b.large == 0 && gtcb_batch_is_over(&b));
+    gtcb_batch_free(&b);
+}
+
+static void what_waits_can_be_dropped(void)
+{
+    gtcb_batch b = open_batch(GTCB_PIECE_BYTES);
+    b.receive_ahead = true;
+    b.held = true;
+    receive(&b, LONG, 3);                        /* comes ahead, takes no turn */
+    send(&b, LONG, 1);
+    b.receive_ahead = false;
+    receive(&b, LONG, 3);
+    CHECK(count == 1 && b.awaited[3] == 2 && b.large == 3);
+    gtcb_batch_drop_waiting(&b);
+    CHECK(b.awaited[3] == 1 && b.large == 1 && b.count == 1);
+    CHECK(poll_after(&b, 0) == 1 && count == 1 && b.awaited[3] == 0 && gtcb_batch_is_over(&b));
+    gtcb_batch_free(&b);
+}
+
 int main(void)
 {
     one_large_send_at_a_time();
     a_round_ends_with_its_sends_and_its_receives();
     receives_that_come_ahead_hold_nobody_up();
     pieces_are_transfers_of_one_round();
+    what_is_held_waits_for_another_batch();
+    what_waits_can_be_dropped();
     puts("turns ok");
     return 0;
 }
