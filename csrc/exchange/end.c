@@ -23,7 +23,7 @@ bool gtcb_mark_late(gtcb_op *op)
                 any = true;
             }
     for (size_t i = turns->first; i < turns->end && op->batch.count == 0; i++)
-        op->late[turns->waiting[i].peer] = any = true;
+        any = op->late[turns->waiting[i].peer] = true;
     return any;
 }
 

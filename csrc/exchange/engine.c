@@ -69,7 +69,6 @@ void gtcb_op_finish(gtcb_op *op)
     gtcb_status status = op->failure.status;
     if (status != GTCB_OK && status != GTCB_NON_FINITE)
         gtcb_exchange_fail(x, &op->failure, op->complete ? gtcb_first_not_begun(x) : op->sequence);
-    gtcb_batch_drop_waiting(&op->batch);
     if (op->batch.count)
         x->abandoned = true;
     pthread_mutex_lock(&engine->lock);

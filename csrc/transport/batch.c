@@ -139,14 +139,6 @@ gtcb_status gtcb_batch_receive(gtcb_batch *batch, void *data, size_t bytes, uint
     return add(batch, (gtcb_transfer){.data = data, .bytes = bytes, .peer = peer, .slot = slot, .tag = tag});
 }
 
-/* It is over, or will never be. */
-static void leave(gtcb_batch *batch, const gtcb_transfer *t)
-{
-    if (!is_send(t))
-        batch->awaited[t->slot]--;
-    batch->large -= is_large(t);
-}
-
 gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
 {
     *finished = 0;
@@ -170,7 +162,9 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
             continue;
         }
         gtcb_transfer t = request->transfer;
-        leave(batch, &t);
+        if (!is_send(&t))
+            batch->awaited[t.slot]--;
+        batch->large -= is_large(&t);
         if (t.in_turn)
             batch->turns.under_way--;
         *request = batch->pending[--batch->count];
@@ -183,14 +177,6 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished)
 }
 
 bool gtcb_batch_is_over(const gtcb_batch *batch) { return batch->count == 0 && batch->turns.first == batch->turns.end; }
-
-void gtcb_batch_drop_waiting(gtcb_batch *batch)
-{
-    gtcb_turns *turns = &batch->turns;
-    while (turns->first < turns->end)
-        leave(batch, &turns->waiting[turns->first++]);
-    turns->first = turns->end = 0;
-}
 
 bool gtcb_mpi_has_come(const gtcb_mpi *mpi, gtcb_handle comm, uint32_t peer, int tag)
 {

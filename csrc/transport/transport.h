@@ -116,8 +116,6 @@ gtcb_status gtcb_batch_poll(gtcb_batch *batch, size_t *finished);
 
 /* Nothing is under way, and nothing waits. */
 bool gtcb_batch_is_over(const gtcb_batch *batch);
-/* Forgets what waits: MPI has not heard of it. */
-void gtcb_batch_drop_waiting(gtcb_batch *batch);
 
 #ifdef __cplusplus
 }

@@ -134,7 +134,7 @@ void turns_in_the_ring(void)
 }
 
 /* The last rank takes part in the headers and does nothing more: who waits for the second operation hears that the first, whose
-   turn it is, waits for that rank; all end, and nothing is left of what had not set out. */
+   turn it is, waits for that rank; all end, and MPI has nothing of what had not set out. */
 void stuck_turns(void)
 {
     trio t = open_trio();

@@ -168,22 +168,6 @@ static void what_is_held_waits_for_another_batch(void)
     gtcb_batch_free(&b);
 }
 
-static void what_waits_can_be_dropped(void)
-{
-    gtcb_batch b = open_batch(GTCB_PIECE_BYTES);
-    b.receive_ahead = true;
-    b.held = true;
-    receive(&b, LONG, 3);                        /* comes ahead, takes no turn */
-    send(&b, LONG, 1);
-    b.receive_ahead = false;
-    receive(&b, LONG, 3);
-    CHECK(count == 1 && b.awaited[3] == 2 && b.large == 3);
-    gtcb_batch_drop_waiting(&b);
-    CHECK(b.awaited[3] == 1 && b.large == 1 && b.count == 1);
-    CHECK(poll_after(&b, 0) == 1 && count == 1 && b.awaited[3] == 0 && gtcb_batch_is_over(&b));
-    gtcb_batch_free(&b);
-}
-
 int main(void)
 {
     one_large_send_at_a_time();
@@ -191,7 +175,6 @@ int main(void)
     receives_that_come_ahead_hold_nobody_up();
     pieces_are_transfers_of_one_round();
     what_is_held_waits_for_another_batch();
-    what_waits_can_be_dropped();
     puts("turns ok");
     return 0;
 }
