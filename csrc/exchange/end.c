@@ -22,9 +22,11 @@ bool gtcb_mark_late(gtcb_op *op)
                 op->late[op->batch.pending[i].transfer.peer] = 1;
                 any = true;
             }
-    for (size_t i = turns->first; i < turns->end && op->batch.count == 0; i++)
-        any = op->late[turns->waiting[i].peer] = true;
-    return any;
+    if (any)
+        return true;
+    for (size_t i = turns->first; i < turns->end; i++)
+        op->late[turns->waiting[i].peer] = 1;
+    return turns->first < turns->end;
 }
 
 static void unlink_op(gtcb_op *op)

@@ -1,16 +1,15 @@
-/* Turns of operations: the large transfers of one go to many peers, round after round (transport.h), so that a card has one sender
-   at a time; two operations at their rounds together would be two senders again. So large transfers of an operation set out when no
-   earlier one of the exchange has any on this rank, under way or waiting. In the ring all go to the next rank and come from the one
-   before: there several operations may be at it together, and the ring does not run empty between them. Headers, short bodies and
-   receives that take no turns (receive_ahead) never wait here. Nothing does where no card can have two senders: on one host, and
-   between two ranks.
+/* Turns of operations. The large transfers of one go to many peers, round after round (transport.h), so that a card has one sender at a
+   time; two operations at their rounds together would be two senders again. So those of an operation set out when no earlier one of the
+   exchange has any on this rank, under way or waiting. In the ring all go to the next rank and come from the one before: several
+   operations may be at that together, and the ring does not run empty between them. Headers, short bodies and receives that come ahead
+   (receive_ahead) never wait here; and nothing does where no card can have two senders: on one host, and between two ranks.
 
-   Nobody waits in a circle. All ranks have the same operations in the same order, and one waits for earlier ones only. Of those that
-   are not over on all ranks the earliest waits for none, on any rank: it goes on as if it were alone; and then the next is the earliest. An
-   operation that fails, is given up or heard to be over leaves the list of active ones, and holds nobody up from then on. For the same reason none
-   starves: what is posted later cannot get before it.
+   Nobody waits in a circle. All ranks have the same operations in the same order, and one waits for earlier ones only. Of those that are
+   not over on all ranks the earliest waits for none, on any rank: it goes on as if it were alone, and then the next is the earliest. So
+   none starves either. One that fails, is given up, or of which a farewell tells, leaves the active ones and holds nobody up from then
+   on, though MPI may still be at some of its transfers.
 
-   The order is that of one exchange. Exchanges that are at work together (the world's and the leaders', of the hybrid) have theirs each. */
+   The order is that of one exchange: those of several that are at work together (the hybrid's groups and its leaders) are not in turn. */
 #include "exchange/internal.h"
 
 static bool cards_can_have_two_senders(const gtcb_exchange *x) { return x->size > 2 && x->per_host < x->size; }
