@@ -74,7 +74,7 @@ typedef struct gtcb_request {
    and receives. In round i every rank sends to its i-th neighbour and hears from the one that it is the i-th of; so each
    network card has one sender at a time. A send alone says little: it may be over, for MPI, when what it sent is
    still on its way, and who then goes on to the next peer is its second sender. Two at once share a card's rate and overrun the queue of a
-   small switch; what is lost is sent again after a timeout. */
+   small switch; what is lost is sent again after a timeout. Batches know nothing of each other: who has several holds all but one. */
 #define GTCB_LARGE ((size_t)1 << 16)
 
 typedef struct gtcb_turns {

@@ -10,7 +10,7 @@ from jobs import BIN, ROOT, shell
 pytest.importorskip("torch")
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from benchmarks import blocks, exchange, launch, observe, overlap
+from benchmarks import allreduce, blocks, exchange, launch, observe, overlap
 
 OVERLAP = {"layers": 3, "elements": 4000, "density": 0.01, "layer_seconds": 0.001, "rounds": 1, "batch": 2}
 
@@ -39,6 +39,12 @@ def test_exchange():
     run = ranks(2, "exchange.py", {"bodies": [4000], "buckets": 8, "rounds": 2})
     [record] = run["records"]
     assert set(record["seconds"]) == set(exchange.WAYS) and all(len(seconds) == 2 for seconds in record["seconds"].values())
+
+
+def test_allreduce():
+    run = ranks(2, "allreduce.py", {"arrays": [4000], "rounds": 2})
+    [record] = run["records"]
+    assert set(record["seconds"]) == set(allreduce.WAYS) and all(len(seconds) == 2 for seconds in record["seconds"].values())
 
 
 def test_observe():

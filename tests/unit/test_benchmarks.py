@@ -10,7 +10,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import bench
-from benchmarks import build, codec, counts, exchange, files, gradients, memory, packing, peers, tables, timing, unpacking
+from benchmarks import allreduce, build, codec, counts, exchange, files, gradients, memory, packing, peers, places, tables, timing, unpacking
 from benchmarks.library import Library
 
 from gtcbmuf.errors import GtcbmufError, SettingsError
@@ -89,6 +89,18 @@ def test_the_table_of_exchanges_has_medians_of_factors():
     head, _, row = exchange.table(content).splitlines()
     assert row == "| 1gbit | 4 | 4 | 4.00 | 3.00 | 3.00 | 20.00 | 2.00 | 1.00 | 5.0 |"
     assert head.endswith("| library / ring | MPI / ring | buckets / whole |")
+
+
+def test_the_table_of_allreduces_has_the_floor_and_medians_of_factors():
+    seconds = {"one": [0.03, 0.02, 0.04], "two": [0.03, 0.04, 0.02], "eight": [0.06, 0.02, 0.04], "mpi": [0.1, 0.1, 0.1],
+               "nonblocking": [0.06, 0.05, 0.04]}  # fmt: skip
+    runs = [{"link": link, "ranks": 4, "per_host": 1, "records": [{"bytes": 2_000_000, "seconds": seconds}]}
+            for link in (places.HERE, "1gbit", "100mbit")]  # fmt: skip
+    _, _, here, fast, slow = allreduce.table({"runs": runs}).splitlines()
+    # 3 MB are sent: 24 ms at 1 Gbit/s; the nonblocking one is MPI's faster
+    assert fast == "| 1gbit | 4 | 2 | 24.0 | 30.0 | 30.0 | 40.0 | 100.0 | 50.0 | 1.25 | 0.50 | 1.00 | 1.00 |"
+    assert here == "| this machine | 4 | 2 |  | 30.0 | 30.0 | 40.0 | 100.0 | 50.0 |  | 0.50 | 1.00 | 1.00 |"
+    assert "| 240.0 |" in slow
 
 
 @pytest.mark.parametrize("change, match", [

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 import accuracy_table
 import compare_links
 import simulate_cluster
-from benchmarks import exchange, files
+from benchmarks import allreduce, exchange, files
 
 from gtcbmuf.simulate import results
 
@@ -47,6 +47,7 @@ def test_the_tables_of_speed(script, name):
     assert shown(script.table(script.load(RESULTS / f"{name}.json")))
 
 
-def test_the_table_of_exchanges():
+@pytest.mark.parametrize("part", [exchange, allreduce])
+def test_the_tables_of_exchanges(part):
     page = (ROOT / "docs" / "performance-exchange.md").read_text().splitlines()
-    assert shown(exchange.table(files.load(RESULTS / "exchange.json", exchange.PART)), page)
+    assert shown(part.table(files.load(RESULTS / f"{part.PART}.json", part.PART)), page)
