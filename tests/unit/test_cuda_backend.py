@@ -71,6 +71,19 @@ def test_the_bytes_of_the_native_codec(either, native, dtype, threshold, max_sen
     assert np.array_equal(rest.read(), expected_rest)
 
 
+@pytest.mark.parametrize("count", [62, 63, 64, 65, 127, 128, 130])
+def test_few_segments_and_many(either, native, count):
+    """Less than 64 are an argument of the kernel, more are brought to the device 64 at a time; some are empty, some cross chunks."""
+    gradient, residual = bucket(20_011 * either.size, "float32")
+    cuts = np.sort(np.random.default_rng(count).integers(0, len(gradient), count - 1))
+    cuts[5] = cuts[6]
+    parts, expected_rest, rest = np.split(gradient, cuts), np.empty_like(residual), either.upload(residual)
+    expected = native.encode(parts, residual, expected_rest, 1.0)
+    found = either.encode([either.upload(part) for part in parts], either.upload(residual), rest, 1.0)
+    assert len(parts) == count and bytes(found) == bytes(expected)
+    assert np.array_equal(rest.read(), expected_rest)
+
+
 @pytest.mark.parametrize("wrap", [FakeDeviceArray, FakeInterfaceArray])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_arrays_of_others(codec, native, wrap, dtype):
