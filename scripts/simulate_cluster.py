@@ -23,7 +23,7 @@ from tqdm import tqdm
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.plan import inputs, model, saved
 from gtcbmuf.plan.exchanges import RING_BYTES, expected_body
-from gtcbmuf.plan.network import Link
+from gtcbmuf.plan.network import Link, Network
 
 FORMAT, VERSION = "gtcbmuf simulated cluster", 2
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,7 +163,7 @@ def run_links(content: dict) -> dict:
     return {**content, "runs": runs}
 
 
-def _simulable(network: model.Network) -> model.Network:
+def _simulable(network: Network) -> Network:
     """A message to another host leaves by its worker's link first, so it cannot be faster than one within the host. Where ranks share
     few cores, and wait for one, it may have been measured so: then both are as slow."""
     inter, intra = network.inter, network.intra

@@ -141,3 +141,11 @@ def test_the_platform(tmp_path):
     assert sum(float(links[i].get("latency")[:-1]) for i in ("bus0", "bus1")) == pytest.approx(1e-5)
     routes = {(r.get("src"), r.get("dst")) for r in root.findall("zone/zoneRoute")}
     assert len(routes) == 6 and ("host0", "host2") in routes
+
+
+@pytest.mark.parametrize("inter, intra, expected", [(3e-4, 1e-4, 3e-4), (2e-4, 5e-4, 5e-4)])
+def test_a_measured_host_that_is_slower_than_the_links_between(inter, intra, expected):
+    network = Network(Link(1e8, inter), Link(1e9, intra))
+    found = simulate_cluster._simulable(network)
+    assert (found.inter, found.intra) == (Link(1e8, expected), Link(1e9, intra))
+    Cluster(8, 2, found)
