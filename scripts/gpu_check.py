@@ -18,7 +18,7 @@ from gtcbmuf.backends import cuda
 from gtcbmuf.errors import GtcbmufError
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["tests/unit/test_cuda_c.py", "tests/unit/test_cuda_backend.py", "tests/unit/test_cuda_build.py",
+TESTS = ["tests/unit/test_cuda_c.py", "tests/unit/test_cuda_backend.py", "tests/unit/test_cuda_refusals.py", "tests/unit/test_cuda_build.py",
          "tests/unit/test_device.py", "tests/unit/test_gpu_check.py", "tests/unit/test_numpy_adapter.py",
          "tests/unit/test_device_training.py", "tests/unit/test_gpu_libraries.py"]  # fmt: skip
 RANKS = (2, 3)

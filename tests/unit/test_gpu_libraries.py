@@ -123,7 +123,7 @@ def test_a_jax_array_is_not_written_to():
 # -- graphs ------------------------------------------------------------------------------------------------------------
 
 
-def test_encode_and_mean_in_a_graph(native):
+def test_encode_in_a_graph(native):
     """Captured once, replayed with other gradients: other messages, at the same place."""
     cupy = on_the_gpu("cupy")
     stream = cupy.cuda.Stream(non_blocking=True)
