@@ -121,6 +121,21 @@ void gtcb_advance(const gtcb_source *m, gtcb_cursor *at, uint64_t low)
             at->number++;
 }
 
+uint64_t gtcb_pass(const gtcb_source *m, gtcb_cursor *at, uint64_t low, uint64_t high)
+{
+    if (m->kind != GTCB_PACKED)
+        return m->kind == GTCB_DENSE ? high - low : 0;
+    double sent = 0;
+    for (const uint64_t blocks = gtcb_blocks(m->sent); at->number < blocks && at->base < high; next_block(m, at)) {
+        const uint64_t end = at->base + span_of(m, at->number);
+        const uint64_t inside = gtcb_least(end, high) - (at->base > low ? at->base : low);
+        sent += (double)gtcb_block_count(m->sent, at->number) * (double)inside / (double)span_of(m, at->number);
+        if (end > high)
+            break;                  /* the next tile has the rest of it */
+    }
+    return (uint64_t)sent;
+}
+
 void gtcb_apply(const gtcb_variant *v, const gtcb_source *m, gtcb_cursor *at, gtcb_tile tile)
 {
     if (m->kind == GTCB_PACKED)

@@ -27,6 +27,9 @@ gtcb_source gtcb_source_of(const gtcb_message *message);
 gtcb_cursor gtcb_start_of(const gtcb_source *m);
 /* Moves to the first element from `low` on, or, within a block, to that block. */
 void gtcb_advance(const gtcb_source *m, gtcb_cursor *at, uint64_t low);
+/* Moves on to `high`, from where the message reaches `low`. Returns about how many elements lie between: as if a block's were spread
+   evenly, those of words, which are few, left out, and all that a dense body has a code for. */
+uint64_t gtcb_pass(const gtcb_source *m, gtcb_cursor *at, uint64_t low, uint64_t high);
 /* The elements with low <= index < high. */
 void gtcb_apply(const gtcb_variant *v, const gtcb_source *m, gtcb_cursor *at, gtcb_tile tile);
 

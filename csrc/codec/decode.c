@@ -18,7 +18,6 @@ typedef struct decoder {
     gtcb_source *sources;           /* [count] */
     gtcb_cursor *cursors;           /* [ranges][count] */
     float *dense;                   /* decode_add: the sum */
-    bool cached;                    /* a tile of it is fetched before messages are applied */
     const gtcb_mean_job *mean;      /* decode_mean */
     float *tiles;                   /* [tasks] of its tasks */
     size_t tasks;
@@ -42,14 +41,42 @@ static void apply_all(const decoder *d, size_t range, gtcb_tile tile)
         gtcb_apply(d->variant, &d->sources[i], &d->cursors[range * d->count + i], tile);
 }
 
+/* With two elements or more for each cache line, the whole tile is fetched in order, at full bandwidth. With fewer, each
+   element's line is fetched alone. Those of real gradients crowd in some tiles. */
+static bool is_crowded(const decoder *d, gtcb_cursor *ahead, uint64_t low, uint64_t high)
+{
+    uint64_t sent = 0;
+    for (size_t i = 0; i < d->count; i++)
+        sent += gtcb_pass(&d->sources[i], &ahead[i], low, high);
+    return sent > (high - low) / (LINE / 2);
+}
+
+static void add_tile(const decoder *d, size_t range, uint64_t low, uint64_t high, bool crowded)
+{
+    if (crowded)
+        fetch(d->dense + low, high - low);
+    apply_all(d, range, (gtcb_tile){d->dense + low, low, high, crowded});
+}
+
+/* Tiles that are not crowded need fit no cache: several are one, as a block that lies in two is unpacked twice. */
 static void add_range(void *context, size_t r)
 {
     const decoder *d = context;
-    for (uint64_t low = r * d->range, high; low < end_of(d, r); low = high) {
-        high = gtcb_least(low + d->tile, end_of(d, r));
-        if (d->cached)
-            fetch(d->dense + low, high - low);
-        apply_all(d, r, (gtcb_tile){d->dense + low, low, high, d->cached});
+    const uint64_t end = end_of(d, r);
+    gtcb_cursor ahead[BATCH];       /* of each message, where the next tile begins */
+    memcpy(ahead, d->cursors + r * d->count, d->count * sizeof *ahead);
+    uint64_t begun = r * d->range;  /* from here on nothing is added yet */
+    for (uint64_t low = begun, high; low < end; low = high) {
+        high = gtcb_least(low + d->tile, end);
+        const bool crowded = is_crowded(d, ahead, low, high);
+        if (begun < low && (crowded || high - begun > MAX_TILE)) {
+            add_tile(d, r, begun, low, false);
+            begun = low;
+        }
+        if (crowded || high == end) {
+            add_tile(d, r, begun, high, crowded);
+            begun = high;
+        }
     }
 }
 
@@ -64,11 +91,14 @@ static void place_cursors(void *context, size_t i)
     }
 }
 
-static void cut(decoder *d, uint64_t tile)
+static size_t tasks_of(const gtcb_executor *executor) { return executor && executor->threads > 1 ? executor->threads : 1; }
+
+/* Several threads want more ranges than they are, as not all are equally much work. */
+static void cut(decoder *d, uint64_t tile, size_t tasks)
 {
-    const uint64_t tiles = (d->elements + tile - 1) / tile;
+    const uint64_t tiles = (d->elements + tile - 1) / tile, ranges = tasks > 1 ? gtcb_least(8 * tasks, MAX_RANGES) : 1;
     d->tile = tile;
-    d->range = (tiles + MAX_RANGES - 1) / MAX_RANGES * tile;
+    d->range = (tiles + ranges - 1) / ranges * tile;
     d->ranges = (size_t)((d->elements + d->range - 1) / d->range);
 }
 
@@ -107,8 +137,6 @@ static gtcb_status check(const gtcb_message *messages, size_t count, uint64_t el
     return GTCB_OK;
 }
 
-/* With two elements or more for each cache line, the whole tile is fetched in order, at full bandwidth, and is one that
-   fits a cache. With fewer, each element's line is fetched alone, and the tile is as wide as it may be. */
 gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages, size_t count,
                             float *dense, uint64_t elements, const gtcb_executor *executor)
 {
@@ -122,8 +150,7 @@ gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages,
     gtcb_source sources[BATCH];
     gtcb_cursor cursors[BATCH * MAX_RANGES];
     decoder d = {.variant = v, .elements = elements, .dense = dense, .sources = sources, .cursors = cursors};
-    d.cached = sent / ((count + BATCH - 1) / BATCH) > elements / (LINE / 2);
-    cut(&d, d.cached ? cached_tile(elements, sent, count) : MAX_TILE);
+    cut(&d, cached_tile(elements, sent, count), tasks_of(executor));
     for (size_t first = 0; first < count; first += d.count) {
         d.count = gtcb_least(count - first, BATCH);
         place(&d, messages + first, executor);
@@ -163,8 +190,6 @@ static void write_ranges(void *context, size_t task)
         }
 }
 
-static size_t tasks_of(const gtcb_executor *executor) { return executor && executor->threads > 1 ? executor->threads : 1; }
-
 size_t gtcb_mean_scratch_bytes(size_t count, const gtcb_executor *executor)
 {
     return WIDE_TILE * sizeof(float) * tasks_of(executor) + count * (sizeof(gtcb_source) + MAX_RANGES * sizeof(gtcb_cursor));
@@ -185,7 +210,7 @@ gtcb_status gtcb_decode_mean(const gtcb_variant *v, const gtcb_mean_job *job, co
 
     const size_t tasks = tasks_of(executor);
     decoder d = {.variant = v, .elements = job->elements, .count = job->count, .mean = job, .tasks = tasks};
-    cut(&d, job->count ? cached_tile(job->elements, sent, job->count) : CACHED_TILE);
+    cut(&d, job->count ? cached_tile(job->elements, sent, job->count) : CACHED_TILE, tasks);
     d.tiles = (float *)job->scratch;
     d.cursors = (gtcb_cursor *)(d.tiles + tasks * WIDE_TILE);
     d.sources = (gtcb_source *)(d.cursors + job->count * MAX_RANGES);

@@ -70,7 +70,7 @@ static inline void run_threaded(void *self, void (*task)(void *, size_t), void *
         pthread_join(threads[i], NULL);
 }
 
-static const gtcb_executor reversed = {run_reversed, NULL, 1}, threaded = {run_threaded, NULL, 4};
+static const gtcb_executor reversed = {run_reversed, NULL, 3}, threaded = {run_threaded, NULL, 4};
 static const gtcb_executor *const executors[] = {NULL, &reversed, &threaded};
 
 #endif

@@ -195,17 +195,11 @@ static void check_tile_borders(void)
     free(numbers);
 }
 
-/* Every step-th element sent, the last or the first one of each step: with a step of 256 elements on both sides of every
-   border of a tile, in blocks of half the widest cached tile; with one of 251 blocks that lie in two tiles. 64 messages are
-   enough to take the tiles of a cache; two are applied in the widest ones. */
-static void check_wide_blocks(size_t copies, bool before, uint64_t step)
+/* Copies of the message that sends these numbers, decoded by every variant. */
+static void check_copies(const uint64_t *numbers, uint64_t k, uint64_t n, size_t copies)
 {
-    const uint64_t k = 34 << 10, n = k * step;
-    uint64_t *numbers = must(malloc(8 * k));
     gtcb_encode_job job = {.elements = n, .threshold = 0.5f};
     size_t bytes;
-    for (uint64_t i = 0; i < k; i++)
-        numbers[i] = 2 * (step * i + (before ? step - 1 : 0)) + (i & 1);
     uint8_t *message = oracle_message(&job, numbers, k, &bytes);
     float *dense = must(malloc(n * 4)), *expected = must(calloc(n, 4));
     gtcb_message messages[64];
@@ -215,16 +209,44 @@ static void check_wide_blocks(size_t copies, bool before, uint64_t step)
     }
     for (size_t i = 0; i < gtcb_variant_count(); i++)
         if (gtcb_variant_at(i)->supported()) {
+            const gtcb_executor *executor = executors[(i + cases) % 3];
             memset(dense, 0, n * 4);
-            gtcb_status status = gtcb_decode_add(count_calls_of(i), messages, copies, dense, n, executors[i % 3]);
+            gtcb_status status = gtcb_decode_add(count_calls_of(i), messages, copies, dense, n, executor);
             CHECK(status == GTCB_OK && memcmp(expected, dense, n * 4) == 0, "%s, %zu messages", under_test->name, copies);
-            check_mean(count_calls_of(i), messages, copies, expected, n, executors[i % 3]);
+            check_mean(count_calls_of(i), messages, copies, expected, n, executor);
         }
     cases++;
-    free(numbers);
     free(message);
     free(dense);
     free(expected);
+}
+
+/* Every step-th element sent, the last or the first one of each step: with a step of 256 elements on both sides of every
+   border of a tile, in blocks of half the widest cached tile; with one of 251 blocks that lie in two tiles. 64 messages are
+   enough to take the tiles of a cache; two are applied in the widest ones. */
+static void check_wide_blocks(size_t copies, bool before, uint64_t step)
+{
+    const uint64_t k = 34 << 10;
+    uint64_t *numbers = must(malloc(8 * k));
+    for (uint64_t i = 0; i < k; i++)
+        numbers[i] = 2 * (step * i + (before ? step - 1 : 0)) + (i & 1);
+    check_copies(numbers, k, k * step, copies);
+    free(numbers);
+}
+
+/* Stretches of any length in which nearly all is sent, or nearly nothing: some tiles are fetched whole, others are not, and
+   of those more than one lie together. */
+static void check_crowds(size_t copies)
+{
+    const uint64_t n = (40 << 17) + 12345;
+    uint64_t *numbers = must(malloc(8 * n)), k = 0, gap = 2;
+    for (uint64_t at = below(&rng, 100); at < n; at += 1 + below(&rng, gap)) {
+        numbers[k++] = 2 * at + below(&rng, 2);
+        if (below(&rng, gap == 2 ? 100000 : 100) == 0)
+            gap = gap == 2 ? 10000 : 2;
+    }
+    check_copies(numbers, k, n, copies);
+    free(numbers);
 }
 
 static void check_random_bucket(size_t n, gtcb_dtype dtype)
@@ -260,6 +282,9 @@ int main(int argc, char **argv)
         check_wide_blocks(2, before, 256);
         check_wide_blocks(2, before, 251);
     }
+    for (size_t copies = 1; copies <= 3; copies++)
+        for (int i = 0; i < 3; i++)
+            check_crowds(copies);
     for (int kind = 1; kind <= 3; kind++)
         CHECK(seen[kind] > 10, "kind %d occurred %lu times", kind, seen[kind]);
     CHECK(seen_announcements > 10 && seen_caps > 10, "announcements %lu, caps %lu", seen_announcements, seen_caps);
