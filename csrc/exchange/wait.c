@@ -59,9 +59,12 @@ static void wake_thread(gtcb_engine *engine)
     pthread_mutex_unlock(&engine->lock);
 }
 
+/* Until it is done, or for a millisecond. Who sleeps does not drive, so the thread must. */
 static void sleep_until_done(gtcb_op *op, double seconds)
 {
     gtcb_engine *engine = op->exchange->engine;
+    atomic_fetch_sub(&engine->waiters, 1);
+    wake_thread(engine);
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
     long nanoseconds = until.tv_nsec + (long)(1e9 * (seconds < 0.001 ? seconds : 0.001));
@@ -70,6 +73,7 @@ static void sleep_until_done(gtcb_op *op, double seconds)
     pthread_mutex_lock(&engine->lock);
     if (!atomic_load(&op->done))
         pthread_cond_timedwait(&engine->done, &engine->lock, &until);
+    atomic_fetch_add(&engine->waiters, 1);
     pthread_mutex_unlock(&engine->lock);
 }
 
