@@ -36,6 +36,7 @@ static void add_wide(float *dense, const uint64_t *v, size_t count, uint64_t low
 
 static void ask_for(const float *dense, const uint32_t *words, size_t count)
 {
+    GTCB_UNROLL
     for (size_t i = 0; i < count; i++)
         __builtin_prefetch(dense + (words[i] >> 1), 1, 2);  /* to the second level: the first has too few misses under way */
 }
