@@ -19,6 +19,9 @@ import gtcbmuf
 from gtcbmuf import runtime
 
 
+FIRST = 40  # not timed, where bodies go through shared memory: the system makes its pages when they are first written
+
+
 class Allgather:
     """A body of so many bytes of each rank to all, by four ways."""
 
@@ -73,9 +76,12 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     gtcbmuf.init()
     records = []
+    on_one_host = gtcbmuf.local_size() == gtcbmuf.size()
     for body in job["bodies"]:
         trial = Allgather(runtime.world(), MPI.COMM_WORLD, body, job["buckets"])
         trial.check()
+        for _ in range(FIRST if on_one_host else 0):
+            trial.whole()
         records.append({"body": body, "seconds": contest.measure(trial.comm, trial.ways, job["rounds"])})
     if MPI.COMM_WORLD.rank == 0:
         print(json.dumps({"ranks": MPI.COMM_WORLD.size, "records": records}), flush=True)
