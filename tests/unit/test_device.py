@@ -4,25 +4,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_emulated import Uploaded, cuda_tests, emulated_core
+from cuda_codecs import NEEDS, core  # noqa: F401 (a fixture)
+from cuda_emulated import Uploaded
 
 from gtcbmuf import device, runtime
-from gtcbmuf.backends import cuda, native_is_built
+from gtcbmuf.backends import cuda
 from gtcbmuf.backends.device_buffers import Buffers
 from gtcbmuf.device.places import FIRST_BYTES
 from gtcbmuf.errors import ExchangeClosedError, MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.simulate import virtual_world
 
-pytestmark = [
-    pytest.mark.skipif(not native_is_built(), reason="the extension gtcbmuf._core is not built"),
-    pytest.mark.skipif(not cuda_tests.compilers_are_here(), reason="needs a C and a C++ compiler"),
-]
+pytestmark = NEEDS
 SIZES = (30_000, 5, 7_001)  # of the buckets
-
-
-@pytest.fixture(scope="module")
-def core():
-    return emulated_core()
 
 
 @pytest.fixture
