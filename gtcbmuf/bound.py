@@ -40,6 +40,7 @@ class BoundParams(Surviving):
         self._worker = strategy.worker(tensors, self._groups)
         self._worker.check_every = self._check_every = check_every
         self._worker.survives = not self._virtual and _shrinks()
+        self._worker.in_place = not self._worker.survives
         self._optimizer_state, self._samples = list(optimizer_state), None
         self._taken: np.ndarray | None = None  # the parameters as others have updated them in this step
         self._block_ended = False  # in reduce_, where this rank took it over
@@ -53,7 +54,8 @@ class BoundParams(Surviving):
 
         grads: as params, with the same keys, shapes and dtypes. While steps are local (BMUF after
         its warm-up) they stay as they are. NonFiniteError, on all ranks, names a gradient that is
-        NaN or infinite; then nothing has changed, and the step can be left out.
+        NaN or infinite; then nothing has changed but the other gradients, which may be means already,
+            and the step can be left out.
 
         Returns whether the parameters are to be updated. With on_failure="shrink" not so where others have made this
         step's update when a rank died, and this rank has taken over parameters and optimizer_state; after_update is to be

@@ -159,25 +159,25 @@ class MpiExchange:
 
     def post_encode(
         self, bucket, segments: Sequence, residual_in, residual_out, threshold, *,
-        max_sent=None, dtype=None,
+        max_sent=None, dtype=None, mean_into=None, divisor=1,
     ) -> Ticket:  # fmt: skip
         """Make the message of a bucket and send it to all; see docs/layers.md."""
         segments, dtype = _segments(segments, dtype)
         return self._post(
             "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            _threshold(threshold), _cap(max_sent),
+            _threshold(threshold), _cap(max_sent), mean_into, divisor,
         )  # fmt: skip
 
     def post_owners(
         self, bucket, segments: Sequence, residual_in, residual_out, threshold, second_in,
-        second_out, second_threshold, *, max_sent=None, dtype=None,
+        second_out, second_threshold, *, max_sent=None, dtype=None, mean_into=None, divisor=1,
     ) -> Ticket:  # fmt: skip
         """As post_encode, by way of the owners of shards; see docs/layers.md."""
         segments, dtype = _segments(segments, dtype)
         return self._post(
             "post_owners", _bucket(bucket), segments, dtype, residual_in, residual_out,
             _threshold(threshold), second_in, second_out, _threshold(second_threshold),
-            _cap(max_sent),
+            _cap(max_sent), mean_into, divisor,
         )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:

@@ -75,7 +75,7 @@ class NumpyKind:
         pass
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray]) -> None:
-        worker.collect(bucket.index, segments)
+        worker.collect(bucket.index)
 
     def array(self, values: np.ndarray) -> np.ndarray:
         return values

@@ -86,9 +86,9 @@ class Ticket:
         return self._core.bytes_sent
 
     @property
-    def times(self) -> tuple[float, float, float, float]:
+    def times(self) -> tuple[float, float, float, float, float]:
         """Seconds of time.monotonic(), once done: posted, begun (encode begins), announced (encoded; its
-        header is on its way), done."""
+        header is on its way), arrived (all messages are here), done (the mean is decoded, if it goes somewhere by itself)."""
         return self._core.times
 
     def decode_mean(self, targets, divisor: float) -> None:

@@ -98,6 +98,14 @@ float *residual_pointer(const WriteArray &array, uint64_t elements, const char *
     return (float *) array.data();
 }
 
+std::vector<gtcb_target> targets_of(const std::vector<WriteArray> &arrays)
+{
+    std::vector<gtcb_target> targets;
+    for (const WriteArray &array : arrays)
+        targets.push_back({residual_pointer(array, array.size(), "a target"), array.size()});
+    return targets;
+}
+
 const float *residual_pointer(const ReadArray &array, uint64_t elements, const char *what)
 {
     check_residual(array, elements, what);

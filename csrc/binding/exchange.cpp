@@ -43,21 +43,43 @@ static gtcb_encode_job job_of(uint32_t bucket, nb::handle segment_list, const st
     return job;
 }
 
+// Where the mean goes by itself. `targets` must live until the operation is posted.
+static const gtcb_mean_into *mean_into(nb::handle target_list, float divisor, const gtcb_encode_job &job, Flight &flight,
+                                       std::vector<gtcb_target> &targets, gtcb_mean_into &into)
+{
+    if (target_list.is_none())
+        return nullptr;
+    const std::vector<WriteArray> arrays = write_arrays(target_list, "mean_into");
+    targets = targets_of(arrays);
+    std::vector<gtcb_segment> spans;
+    for (const gtcb_target &target : targets)
+        spans.push_back({target.data, target.count});
+    if (total(spans) != job.elements || !(divisor > 0))
+        throw nb::value_error("mean_into needs arrays with the bucket's elements between them, and a divisor above 0");
+    check_overlaps(spans, GTCB_F32, job.residual_in, job.residual_out, job.elements);
+    flight.write.insert(flight.write.end(), arrays.begin(), arrays.end());
+    into = {targets.data(), targets.size(), divisor};
+    return &into;
+}
+
 static Ticket post_encode(nb::handle_t<Exchange> self, uint32_t bucket, nb::handle segment_list, const std::string &dtype_name,
-                          ReadArray residual_in, WriteArray residual_out, float threshold, nb::object max_sent)
+                          ReadArray residual_in, WriteArray residual_out, float threshold, nb::object max_sent, nb::object target_list,
+                          float divisor)
 {
     Exchange &exchange = nb::cast<Exchange &>(self);
     exchange.sweep();
     Flight flight;
     std::vector<gtcb_segment> segments;
     gtcb_encode_job job = job_of(bucket, segment_list, dtype_name, residual_in, residual_out, threshold, max_sent, flight, segments);
-    gtcb_status status = gtcb_post_encode(exchange.exchange, &job, &flight.op);
+    std::vector<gtcb_target> targets;
+    gtcb_mean_into into;
+    gtcb_status status = gtcb_post_encode(exchange.exchange, &job, mean_into(target_list, divisor, job, flight, targets, into), &flight.op);
     return ticket(self, status, std::move(flight));
 }
 
 static Ticket post_owners(nb::handle_t<Exchange> self, uint32_t bucket, nb::handle segment_list, const std::string &dtype_name,
                           ReadArray residual_in, WriteArray residual_out, float threshold, ReadArray second_in, WriteArray second_out,
-                          float second_threshold, nb::object max_sent)
+                          float second_threshold, nb::object max_sent, nb::object target_list, float divisor)
 {
     Exchange &exchange = nb::cast<Exchange &>(self);
     exchange.sweep();
@@ -67,7 +89,10 @@ static Ticket post_owners(nb::handle_t<Exchange> self, uint32_t bucket, nb::hand
     gtcb_encode_job second = {};
     second.elements = gtcb_exchange_shard(exchange.exchange, job.elements);
     set_residuals(second, flight, second_in, second_out, second_threshold, "second");
-    gtcb_status status = gtcb_post_owners(exchange.exchange, &job, &second, &flight.op);
+    std::vector<gtcb_target> targets;
+    gtcb_mean_into into;
+    gtcb_status status = gtcb_post_owners(exchange.exchange, &job, &second, mean_into(target_list, divisor, job, flight, targets, into),
+                                          &flight.op);
     return ticket(self, status, std::move(flight));
 }
 
@@ -172,9 +197,10 @@ void bind_exchange(nb::module_ &m)
             gtcb_exchange_leave(x.exchange, device_failed ? GTCB_CUDA_ERROR : GTCB_CLOSED);
         })
         .def("post_encode", post_encode, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
-             "threshold"_a, "max_sent"_a.none())
+             "threshold"_a, "max_sent"_a.none(), "mean_into"_a.none(), "divisor"_a)
         .def("post_owners", post_owners, "bucket"_a, "segments"_a, "dtype"_a, "residual_in"_a.noconvert(), "residual_out"_a.noconvert(),
-             "threshold"_a, "second_in"_a.noconvert(), "second_out"_a.noconvert(), "second_threshold"_a, "max_sent"_a.none())
+             "threshold"_a, "second_in"_a.noconvert(), "second_out"_a.noconvert(), "second_threshold"_a, "max_sent"_a.none(),
+             "mean_into"_a.none(), "divisor"_a)
         .def("post_allreduce", post_allreduce, "array"_a.noconvert(), "weight"_a, "mean"_a, "bucket"_a)
         .def("post_broadcast", post_broadcast, "array"_a.noconvert(), "root"_a, "bucket"_a)
         .def("post_allgather", post_allgather, "array"_a.noconvert(), "bucket"_a)

@@ -66,13 +66,12 @@ static void decode_mean(Ticket &t, nb::handle list, float divisor)
 {
     t.done();
     const std::vector<WriteArray> arrays = write_arrays(list, "targets");
-    std::vector<gtcb_target> targets;
-    for (const WriteArray &array : arrays)
-        targets.push_back({residual_pointer(array, array.size(), "a target"), array.size()});
+    const std::vector<gtcb_target> targets = targets_of(arrays);
     gtcb_status status;
     {
         nb::gil_scoped_release released;
-        status = gtcb_op_decode_mean(t.flight.op, targets.data(), targets.size(), divisor);
+        const gtcb_mean_into into = {targets.data(), targets.size(), divisor};
+        status = gtcb_op_decode_mean(t.flight.op, &into);
     }
     if (status == GTCB_BAD_ARGUMENT)
         throw nb::value_error("decode_mean needs float32 arrays with the bucket's elements between them, a divisor above 0 and a "
@@ -120,7 +119,7 @@ void bind_ticket(nb::module_ &m)
         .def_prop_ro("times", [](Ticket &t) {
             t.done();
             gtcb_times at = gtcb_op_times(t.flight.op);
-            return nb::make_tuple(at.posted, at.begun, at.announced, at.done);
+            return nb::make_tuple(at.posted, at.begun, at.announced, at.arrived, at.done);
         })
         .def_prop_ro("is_done", [](Ticket &t) { return gtcb_op_done(t.flight.op); })
         .def_prop_ro("sequence", [](Ticket &t) { return gtcb_op_sequence(t.flight.op); })

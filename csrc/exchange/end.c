@@ -7,7 +7,7 @@ bool gtcb_op_done(const gtcb_op *op) { return atomic_load(&op->done); }
 const gtcb_failure *gtcb_op_failure(const gtcb_op *op) { return &op->failure; }
 bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank) { return op->late[rank]; }
 uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
-gtcb_times gtcb_op_times(const gtcb_op *op) { return (gtcb_times){op->posted, op->begun, op->started, op->finished}; }
+gtcb_times gtcb_op_times(const gtcb_op *op) { return (gtcb_times){op->posted, op->begun, op->started, op->arrived, op->finished}; }
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
 
 /* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent; if nothing has set out, with whom it
@@ -90,7 +90,11 @@ void gtcb_op_give_up(gtcb_op *op, double waited)
 {
     gtcb_exchange *x = op->exchange;
     pthread_mutex_lock(&x->engine->drive);
-    if (!atomic_load(&op->done)) {
+    if (!atomic_load(&op->done) && op->stage == GTCB_MEAN_DUE) {       /* waits for nobody */
+        gtcb_op_settle_mean(op);
+        unlink_op(op);
+        gtcb_op_finish(op);
+    } else if (!atomic_load(&op->done)) {
         gtcb_failure failure = name_the_late(op, waited);
         gtcb_op_fail(op, failure.status, failure.rank, "%s", failure.text);
         op->unsent = op->stage == GTCB_QUEUED;

@@ -77,8 +77,10 @@ void gtcb_op_finish(gtcb_op *op)
     x->counters.bytes_received += op->batch.bytes_received;
     x->counters.bytes_shared += op->bytes_shared;
     op->finished = engine->settings.now();
+    if (status || !op->into.count)
+        op->arrived = op->finished;
     if (!op->unsent)
-        x->counters.exchange_seconds += op->finished - op->started;
+        x->counters.exchange_seconds += op->arrived - op->started;
     op->stage = GTCB_DONE;
     atomic_store(&op->done, true);
     atomic_fetch_sub(&engine->unfinished, 1);
@@ -111,11 +113,24 @@ static bool drive_exchange(gtcb_exchange *x)
     return moved;
 }
 
+/* One mean that is due: of the messages of others first of all, so that what others wait for sets out before. */
+static bool decode_one(gtcb_exchange *x)
+{
+    for (gtcb_op *op = x->active; op; op = op->next)
+        if (op->stage == GTCB_MEAN_DUE) {
+            gtcb_op_settle_mean(op);
+            return true;
+        }
+    return false;
+}
+
 bool gtcb_drive_all(gtcb_engine *engine)
 {
     bool moved = false;
     for (gtcb_exchange *x = engine->exchanges; x; x = x->next)
         moved |= drive_exchange(x);
+    for (gtcb_exchange *x = engine->exchanges; x && !moved; x = x->next)
+        moved = decode_one(x);
     return moved;
 }
 

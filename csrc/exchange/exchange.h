@@ -88,11 +88,17 @@ void gtcb_exchange_corrupt_next(gtcb_exchange *exchange);
 
 #define GTCB_BUCKETS ((uint32_t)1 << 24)     /* bucket numbers are below */
 
-/* Arrays belong to the operation until it is done, and until gtcb_op_release has returned true. */
-gtcb_status gtcb_post_encode(gtcb_exchange *exchange, const gtcb_encode_job *job, gtcb_op **out);   /* scratch, sequence, sender: ignored */
+/* Where a bucket's mean goes: float32 arrays that have its elements between them, and by what the sum is divided. */
+typedef struct gtcb_mean_into { const gtcb_target *targets; size_t count; float divisor; } gtcb_mean_into;
+
+/* Arrays belong to the operation until it is done, and until gtcb_op_release has returned true.
+   `into`: the mean goes there as soon as all messages are here and sound, before the operation is done; the targets may be what the
+   job reads. NULL: whoever wants it asks by gtcb_op_decode_mean. Of the job scratch, sequence and sender are ignored. */
+gtcb_status gtcb_post_encode(gtcb_exchange *exchange, const gtcb_encode_job *job, const gtcb_mean_into *into, gtcb_op **out);
 /* By way of owners (owners.c). `second`: the shard of this rank, as gtcb_shard_of cuts the bucket, quantised at `threshold` with
    residual_in and residual_out, [elements of the shard]; its other members are ignored. Of job->max_sent each shard has its share. */
-gtcb_status gtcb_post_owners(gtcb_exchange *exchange, const gtcb_encode_job *job, const gtcb_encode_job *second, gtcb_op **out);
+gtcb_status gtcb_post_owners(gtcb_exchange *exchange, const gtcb_encode_job *job, const gtcb_encode_job *second,
+                             const gtcb_mean_into *into, gtcb_op **out);
 gtcb_status gtcb_post_allreduce(gtcb_exchange *exchange, gtcb_element element, void *array, uint64_t elements,
                                 uint64_t weight, bool mean, uint32_t bucket, gtcb_op **out);
 gtcb_status gtcb_post_broadcast(gtcb_exchange *exchange, gtcb_element element, void *array, uint64_t elements,
@@ -125,16 +131,16 @@ const gtcb_failure *gtcb_op_failure(const gtcb_op *op);         /* once done */
 bool gtcb_op_is_late(const gtcb_op *op, uint32_t rank);         /* after GTCB_DEADLINE */
 uint64_t gtcb_op_sequence(const gtcb_op *op);
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op);
-/* Seconds of settings.now: when it was posted, its turn came (encode begins), its header was sent, it was done. */
-typedef struct gtcb_times { double posted, begun, announced, done; } gtcb_times;
+/* Seconds of settings.now: when it was posted, its turn came (encode begins), its header was sent, all that it awaits was here,
+   it was done: later, if it had a mean to decode. */
+typedef struct gtcb_times { double posted, begun, announced, arrived, done; } gtcb_times;
 gtcb_times gtcb_op_times(const gtcb_op *op);                    /* once done */
 const void *gtcb_op_header(gtcb_op *op, uint32_t rank);
 const void *gtcb_op_body(gtcb_op *op, uint32_t rank, size_t *bytes);     /* encode, allgather; direct: what came on the host */
 /* direct: what followed, and whether that lies in the host's memory; NULL: nothing */
 const void *gtcb_op_following(gtcb_op *op, uint32_t rank, size_t *bytes, bool *on_host);
-/* After post_encode: all ranks' quanta added up in their order, by a divisor, into targets that have the bucket's elements
-   between them; after post_owners: what the owners made of them. */
-gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_target *targets, size_t count, float divisor);
+/* After post_encode: all ranks' quanta added up in their order; after post_owners: what the owners made of them. */
+gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_mean_into *into);
 /* Gives the operation back; its buffers serve the next one of its kind. False if MPI may still touch its buffers
    and arrays: they must then stay where they are for good, or until another call returns true. */
 bool gtcb_op_release(gtcb_op *op);

@@ -62,7 +62,7 @@ extern const gtcb_op_class gtcb_encode_class, gtcb_owners_class, gtcb_direct_cla
 
 typedef struct gtcb_letter gtcb_letter;
 
-typedef enum gtcb_stage { GTCB_QUEUED, GTCB_HEADERS, GTCB_BODIES, GTCB_DONE } gtcb_stage;
+typedef enum gtcb_stage { GTCB_QUEUED, GTCB_HEADERS, GTCB_BODIES, GTCB_MEAN_DUE, GTCB_DONE } gtcb_stage;
 
 struct gtcb_op {
     gtcb_op *next;                 /* in the queue, among the active, or among the free */
@@ -75,6 +75,8 @@ struct gtcb_op {
     gtcb_encode_job job;           /* encode, owners; its segments lie in `segments` */
     gtcb_encode_job second;        /* owners: of the sum of the own shard */
     gtcb_buffer segments;
+    gtcb_mean_into into;           /* encode, owners: of no targets, if the mean is asked for later; else they lie in `targets` */
+    gtcb_buffer targets;
     void *array;                   /* the others */
     gtcb_direct direct;            /* direct */
     bool in_room;                  /* direct: the others' bodies are in direct.room; else in `bodies` */
@@ -107,7 +109,7 @@ struct gtcb_op {
     gtcb_buffer own;               /* own message, or headers of own shards */
     gtcb_buffer bodies;            /* what arrives */
     size_t *offsets;               /* [size] into bodies; owners: of each rank the length of its body */
-    double posted, begun, started, finished;     /* gtcb_times has them; started: announced */
+    double posted, begun, started, arrived, finished;     /* gtcb_times has them; started: announced */
     gtcb_failure failure;
     atomic_bool done;
 };
@@ -175,7 +177,7 @@ struct gtcb_engine {
     gtcb_exchange *exchanges;      /* drive */
     gtcb_pool *pool;
     gtcb_buffer scratch;           /* drive: of encode */
-    pthread_mutex_t decode;        /* with no other lock held or taken */
+    pthread_mutex_t decode;        /* after `drive`, where that is held; before `lock` */
     gtcb_buffer decoding;          /* decode */
 };
 
@@ -256,6 +258,9 @@ gtcb_op *gtcb_whose_turn(gtcb_op *op);                /* the one that it waits f
 gtcb_status gtcb_encode_shard(gtcb_op *op, uint32_t i, gtcb_encode_job *job, uint8_t *message, size_t capacity, gtcb_header *out);
 /* Those of all shards, every `stride` bytes in op->own. Adds up what is sent; at a NaN it announces its index and stops. */
 gtcb_status gtcb_encode_shards(gtcb_op *op, size_t stride, gtcb_header *announced);
+
+/* mean.c. The mean that an operation owes, where its messages are here: it is done then. With `drive` held. */
+void gtcb_op_settle_mean(gtcb_op *op);
 
 /* owners.c: what the owner of a shard made of it; once done */
 gtcb_message gtcb_owners_result(gtcb_op *op, uint32_t shard);

@@ -48,17 +48,11 @@ static gtcb_status mean_of_results(gtcb_op *op, gtcb_mean_job *job)
     return status;
 }
 
-gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_target *targets, size_t count, float divisor)
+static gtcb_status decode(gtcb_op *op, const gtcb_mean_into *into)
 {
     gtcb_exchange *x = op->exchange;
     gtcb_engine *engine = x->engine;
-    uint64_t room = 0;
-    for (size_t i = 0; i < count; i++)
-        room += targets[i].count;
-    if (!gtcb_op_done(op) || op->failure.status || room != op->elements ||
-        (op->operation != GTCB_ENCODE && op->operation != GTCB_OWNERS))
-        return GTCB_BAD_ARGUMENT;
-    gtcb_mean_job job = {.targets = targets, .target_count = count, .divisor = divisor};
+    gtcb_mean_job job = {.targets = into->targets, .target_count = into->count, .divisor = into->divisor};
     double begin = engine->settings.now();
     pthread_mutex_lock(&engine->decode);
     gtcb_status status = op->operation == GTCB_OWNERS ? mean_of_results(op, &job) : mean_of_messages(op, &job);
@@ -67,4 +61,24 @@ gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_target *targets, size_t 
     x->counters.decode_seconds += engine->settings.now() - begin;
     pthread_mutex_unlock(&engine->lock);
     return status;
+}
+
+gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_mean_into *into)
+{
+    uint64_t room = 0;
+    for (size_t i = 0; i < into->count; i++)
+        room += into->targets[i].count;
+    if (!gtcb_op_done(op) || op->failure.status || room != op->elements ||
+        (op->operation != GTCB_ENCODE && op->operation != GTCB_OWNERS))
+        return GTCB_BAD_ARGUMENT;
+    return decode(op, into);
+}
+
+void gtcb_op_settle_mean(gtcb_op *op)
+{
+    gtcb_status status = decode(op, &op->into);
+    if (status)
+        gtcb_op_fail(op, status, op->exchange->rank, "%s where rank %u adds up bucket %u, sequence %llu", gtcb_status_text(status),
+                     op->exchange->rank, op->bucket, (unsigned long long)op->sequence);
+    op->stage = GTCB_DONE;
 }

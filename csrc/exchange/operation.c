@@ -1,4 +1,4 @@
-/* The life of an operation: queued, headers, bodies, done. What it does with bodies is its class's. */
+/* The life of an operation: queued, headers, bodies, perhaps a mean, done. What it does with bodies is its class's. */
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -87,6 +87,7 @@ void gtcb_op_destroy(gtcb_op *op)
     free(op->places);
     free(op->shorts.data);
     free(op->segments.data);
+    free(op->targets.data);
     free(op->headers.data);
     free(op->own.data);
     free(op->bodies.data);
@@ -236,10 +237,17 @@ static gtcb_status next_stage(gtcb_op *op)
         if (status)
             return status;
         op->complete = gtcb_batch_is_over(&op->batch);
-        if (op->complete)
-            op->stage = GTCB_DONE;
+        if (op->complete) {
+            op->arrived = op->exchange->engine->settings.now();
+            op->stage = op->into.count && !op->failure.status ? GTCB_MEAN_DUE : GTCB_DONE;
+        }
     }
     return GTCB_OK;
+}
+
+static bool may_go_on(gtcb_op *op)
+{
+    return gtcb_batch_is_over(&op->batch) && (op->stage == GTCB_BODIES || (op->stage == GTCB_HEADERS && gtcb_mail_is_through(op)));
 }
 
 bool gtcb_op_advance(gtcb_op *op)
@@ -254,7 +262,7 @@ bool gtcb_op_advance(gtcb_op *op)
     if (finished && op->stage == GTCB_BODIES)
         handle_arrivals(op);
     bool moved = finished > 0;
-    while (gtcb_batch_is_over(&op->batch) && op->stage != GTCB_DONE && (op->stage != GTCB_HEADERS || gtcb_mail_is_through(op))) {
+    while (may_go_on(op)) {
         moved = true;
         if (next_stage(op))
             op->stage = GTCB_DONE;

@@ -26,43 +26,64 @@ static gtcb_status take(gtcb_exchange *x, gtcb_operation operation, uint32_t buc
     return op ? GTCB_OK : GTCB_NO_MEMORY;
 }
 
-static gtcb_status take_job(gtcb_exchange *x, gtcb_operation operation, const gtcb_encode_job *job, gtcb_op **out)
+static gtcb_status keep(gtcb_buffer *buffer, const void *data, size_t bytes)
+{
+    gtcb_status status = gtcb_buffer_need(buffer, bytes);
+    if (!status && bytes)
+        memcpy(buffer->data, data, bytes);
+    return status;
+}
+
+static bool fits(const gtcb_mean_into *into, uint64_t elements)
+{
+    uint64_t room = 0;
+    for (size_t i = 0; i < into->count; i++)
+        room += into->targets[i].count;
+    return room == elements && into->divisor > 0;
+}
+
+static gtcb_status take_job(gtcb_exchange *x, gtcb_operation operation, const gtcb_encode_job *job, const gtcb_mean_into *into,
+                            gtcb_op **out)
 {
     uint64_t elements = 0;
     for (size_t i = 0; i < job->segment_count; i++)
         elements += job->segments[i].count;
-    if (elements != job->elements || !(job->threshold > 0) || job->threshold > FLT_MAX || job->max_sent == 0)
+    if (elements != job->elements || !(job->threshold > 0) || job->threshold > FLT_MAX || job->max_sent == 0 ||
+        (into && !fits(into, elements)))
         return GTCB_BAD_ARGUMENT;
     gtcb_op *op;
     gtcb_status status = take(x, operation, job->bucket, &op);
     if (status)
         return status;
-    status = gtcb_buffer_need(&op->segments, job->segment_count * sizeof *job->segments);
+    op->into = into ? *into : (gtcb_mean_into){NULL, 0, 1};
+    status = keep(&op->segments, job->segments, job->segment_count * sizeof *job->segments);
+    if (!status)
+        status = keep(&op->targets, op->into.targets, op->into.count * sizeof *op->into.targets);
     if (status) {
         gtcb_op_destroy(op);
         return status;
     }
-    if (job->segment_count)
-        memcpy(op->segments.data, job->segments, job->segment_count * sizeof *job->segments);
+    op->into.targets = (const gtcb_target *)op->targets.data;
     op->job = *job;
     op->elements = elements;
     *out = op;
     return GTCB_OK;
 }
 
-gtcb_status gtcb_post_encode(gtcb_exchange *x, const gtcb_encode_job *job, gtcb_op **out)
+gtcb_status gtcb_post_encode(gtcb_exchange *x, const gtcb_encode_job *job, const gtcb_mean_into *into, gtcb_op **out)
 {
-    gtcb_status status = take_job(x, GTCB_ENCODE, job, out);
+    gtcb_status status = take_job(x, GTCB_ENCODE, job, into, out);
     if (!status)
         gtcb_engine_enqueue(*out);
     return status;
 }
 
-gtcb_status gtcb_post_owners(gtcb_exchange *x, const gtcb_encode_job *job, const gtcb_encode_job *second, gtcb_op **out)
+gtcb_status gtcb_post_owners(gtcb_exchange *x, const gtcb_encode_job *job, const gtcb_encode_job *second,
+                             const gtcb_mean_into *into, gtcb_op **out)
 {
     if (job->elements == 0 || !(second->threshold > 0) || second->threshold > FLT_MAX)
         return GTCB_BAD_ARGUMENT;
-    gtcb_status status = take_job(x, GTCB_OWNERS, job, out);
+    gtcb_status status = take_job(x, GTCB_OWNERS, job, into, out);
     if (status)
         return status;
     (*out)->second = *second;

@@ -35,9 +35,9 @@ class DeviceLane(GTCLane):
         )
         self._total: np.ndarray | None = None  # of a step that sends all: on the host
 
-    def post(self, segments: Sequence, whole: bool = False):
+    def post(self, segments: Sequence, whole: bool = False, in_place: bool = False):
         """See GTCLane.post; whole: by way of the host."""
-        self._begin(whole)
+        self._begin((), whole, False)
         if not whole:
             dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
             return self._encode(segments, self.threshold, max_sent=self.cap, dtype=dtype)
@@ -49,7 +49,7 @@ class DeviceLane(GTCLane):
 
     def post_nothing(self, whole: bool = False):
         """See GTCLane.post_nothing. r + 0 is r, whatever dtype the 0 has."""
-        self._begin(whole)
+        self._begin((), whole, False)
         if not whole:
             return self._encode([self._zeros], NEVER)
         self._total = np.zeros(self.bucket.elements, np.float32)
@@ -108,7 +108,7 @@ class HostedLane:
     def __getattr__(self, name: str):
         return getattr(self._own, name)
 
-    def post(self, segments: Sequence, whole: bool = False):
+    def post(self, segments: Sequence, whole: bool = False, in_place: bool = False):
         self._home.follow()
         self._home.flush()
         with self._home.ending_all():

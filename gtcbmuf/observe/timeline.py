@@ -62,17 +62,19 @@ class Timeline:
             self._events.append({**event, "args": details} if details else event)
 
     def operation(self, exchange: str, name: str, bucket: int, ticket) -> None:
-        """An operation of an exchange, done: when it waited for its turn, was encoded, and travelled."""
+        """An operation of an exchange, done: when it waited for its turn, was encoded, travelled, and was added up."""
         if not self.on:
             return
-        posted, begun, announced, done = ticket.times
+        posted, begun, announced, arrived, done = ticket.times
         row = f"{exchange}, bucket {bucket}"
         self.span("queued", posted, begun, row)
         if name == "post_encode":
             self.span("encode", begun, announced, row)
             name = "exchange"
-        self.span(name.removeprefix("post_"), announced, done, row, exchange=exchange,
+        self.span(name.removeprefix("post_"), announced, arrived, row, exchange=exchange,
                   sequence=ticket.sequence, bytes_sent=ticket.bytes_sent)  # fmt: skip
+        if arrived < done:
+            self.span("decode", arrived, done, row)
 
     def _row(self, name: str) -> int:
         if name not in self._rows:

@@ -22,11 +22,11 @@ class Lane(Protocol):
     cap: int | None  # most elements in a message
     threshold: np.float32 | None  # None: all elements are sent as they are
 
-    def post(self, segments: Sequence[np.ndarray], whole: bool) -> Ticket: ...
+    def post(self, segments: Sequence[np.ndarray], whole: bool, in_place: bool) -> Ticket: ...
     def post_nothing(self, whole: bool) -> Ticket: ...  # this rank takes no part in the step
     def present(self, ticket: Ticket) -> list[bool]: ...  # of each rank: whether it took part
     def commit(self, ticket: Ticket, present: Sequence[bool]) -> None: ...
-    def collect(self, segments: Sequence[np.ndarray]) -> None: ...  # the gradient, in the bucket's dtype; once
+    def collect(self) -> None: ...  # the gradient, in the bucket's dtype, to where it was posted from; once
     def settle(self) -> None: ...  # the step under way was completed by others, not here (docs/shrink.md)
     def second_residual(self, settled: bool) -> np.ndarray | None: ...  # of an owner; None: there are none
     def clear(self) -> None: ...
@@ -58,13 +58,14 @@ class GradientExchange:
         """No bucket is under way."""
         return not self._tickets
 
-    def post(self, bucket: int, segments: Sequence[np.ndarray], whole: bool = False) -> None:
-        """Begins the exchange of a bucket; `whole` sends the sum of residual and gradient whole."""
+    def post(self, bucket: int, segments: Sequence[np.ndarray], whole: bool = False, in_place: bool = False) -> None:
+        """Begins the exchange of a bucket; `whole` sends the sum of residual and gradient whole; `in_place`: segments may take
+        the mean before the others' buckets are known to be sound."""
         if bucket != len(self._tickets):
             raise RuntimeError(f"bucket {bucket} is posted, bucket {len(self._tickets)} is next")
         _check_segments(self.layout.buckets[bucket], segments)
         self._committed = False
-        self._tickets.append(self.lanes[bucket].post(segments, whole))
+        self._tickets.append(self.lanes[bucket].post(segments, whole, in_place))
 
     def post_nothing(self, whole: bool = False) -> None:
         """All buckets of a step in which this rank takes no part: nothing is sent, residuals stay."""
@@ -93,10 +94,9 @@ class GradientExchange:
         self._committed = True
         return True
 
-    def collect(self, bucket: int, segments: Sequence[np.ndarray]) -> None:
-        """The exchanged gradient into such arrays as were posted; once, and before the next post."""
-        _check_segments(self.layout.buckets[bucket], segments)
-        self._committed_lane(bucket).collect(segments)
+    def collect(self, bucket: int) -> None:
+        """The exchanged gradient into the arrays that were posted; once, and before the next post."""
+        self._committed_lane(bucket).collect()
 
     def gradient(self, bucket: int) -> np.ndarray:
         """The exchanged gradient, float32 [elements]; good until the next bucket is posted. In place of collect."""

@@ -138,7 +138,8 @@ class GTCLane:
     Two float32 arrays: the residual, and a spare one, into which encode writes the new residual.
     When the step is sound they change roles. Until then the residual is as it was, so a refused
     step has changed nothing. Messages are decoded when the gradient is asked for: straight to
-    where it is wanted, or into what was the old residual.
+    where it is wanted, or into what was the old residual. In place they are decoded as they come, behind backward, so that
+    the gradients (not the residuals) of a refused step are lost.
     """
 
     def __init__(
@@ -150,13 +151,11 @@ class GTCLane:
         self.threshold = np.float32(bucket.threshold)
         self.residual = np.zeros(bucket.elements, np.float32)
         self.spare = np.zeros(bucket.elements, np.float32)
-        self._whole = False
-        self._ticket: Ticket | None = None  # of a sound step whose messages are not decoded yet
-        self._in_spare = False  # the gradient is there
+        self._begin((), False, False)
 
-    def post(self, segments: Sequence[np.ndarray], whole: bool = False) -> Ticket:
+    def post(self, segments: Sequence[np.ndarray], whole: bool = False, in_place: bool = False) -> Ticket:
         """r' = r + g - q, q sent; whole: r' = 0, r + g sent as it is (float32)."""
-        self._begin(whole)
+        self._begin(segments, whole, in_place)
         if whole:
             gather_add(segments, self.bucket.dtype, self.residual, self.spare)
             if self.second is not None:
@@ -164,20 +163,24 @@ class GTCLane:
             return self.exchange.post_allreduce(
                 self.spare, mean=self.average, bucket=self.bucket.index
             )
-        dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
+        arguments = [self.bucket.index, segments, self.residual, self.spare, self.threshold]
+        options = {"max_sent": self.cap, "dtype": "bfloat16" if self.bucket.dtype == "bfloat16" else None}
+        if self._in_place:
+            options |= {"mean_into": segments, "divisor": self._divisor}
         if self.second is None:
-            return self.exchange.post_encode(
-                self.bucket.index, segments, self.residual, self.spare, self.threshold,
-                max_sent=self.cap, dtype=dtype,
-            )  # fmt: skip
-        return self.exchange.post_owners(
-            self.bucket.index, segments, self.residual, self.spare, self.threshold,
-            self.second.residual, self.second.spare,
-            second_threshold(self.threshold, self.exchange.size), max_sent=self.cap, dtype=dtype,
-        )  # fmt: skip
+            return self.exchange.post_encode(*arguments, **options)
+        second = [self.second.residual, self.second.spare, second_threshold(self.threshold, self.exchange.size)]
+        return self.exchange.post_owners(*arguments, *second, **options)
 
-    def _begin(self, whole: bool) -> None:
-        self._whole, self._ticket, self._in_spare = whole, None, False
+    def _begin(self, segments: Sequence[np.ndarray], whole: bool, in_place: bool) -> None:
+        self._whole, self._segments = whole, segments
+        self._in_place = in_place and not whole and self.bucket.dtype == "float32"
+        self._ticket: Ticket | None = None  # of a sound step, until its gradient is collected
+        self._in_spare = False  # the gradient is there
+
+    @property
+    def _divisor(self) -> int:
+        return self.exchange.size if self.average else 1
 
     def post_nothing(self, whole: bool = False) -> Ticket:
         """g = 0 and a τ that nothing comes to: r' = r, nothing is sent. The others know it by that τ.
@@ -187,7 +190,7 @@ class GTCLane:
             raise SettingsError(
                 'join() is not for exchange="owners": give all ranks equally many batches, or use exchange="all".'
             )
-        self._begin(whole)
+        self._begin((), whole, False)
         if whole:
             self.spare.fill(0)
             return self.exchange.post_allreduce(
@@ -240,7 +243,7 @@ class GTCLane:
         return self.second.spare if settled else self.second.residual
 
     def receive(self, ticket: Ticket) -> None:
-        """The messages are here, and will be decoded when the gradient is asked for."""
+        """The messages are here, and will be decoded when the gradient is asked for, if they have not been."""
         self._ticket = ticket
 
     @property
@@ -254,16 +257,19 @@ class GTCLane:
             raise RuntimeError("there is no gradient: it has been collected, or there was no step")
         return self.spare
 
-    def collect(self, segments: Sequence[np.ndarray]) -> None:
-        """The gradient to where it is wanted, in the bucket's dtype."""
-        if self._ticket is not None and self.bucket.dtype == "float32":
-            self.decode(segments)
-        else:
+    def collect(self) -> None:
+        """The gradient to where it was posted from, in the bucket's dtype."""
+        segments, self._segments = self._segments, ()
+        if self._ticket is None or self.bucket.dtype != "float32":
             scatter(self.gradient, self.bucket.dtype, segments)
+        elif self._in_place:
+            self._ticket = None  # it is there
+        else:
+            self.decode(segments)
 
     def decode(self, targets: Sequence[np.ndarray]) -> None:
         ticket, self._ticket = self._ticket, None
-        ticket.decode_mean(targets, self.exchange.size if self.average else 1)
+        ticket.decode_mean(targets, self._divisor)
 
     def clear(self) -> None:
         self.residual.fill(0)

@@ -45,6 +45,7 @@ class Machine(Saved, Survivor):
         self._started = False
         self.check_every: int | None = None  # steps from one comparison of replicas to the next
         self.survives = False  # the deaths of other ranks
+        self.in_place = False  # posted arrays may take the mean before a step is known to be sound
 
     # -- each step ------------------------------------------------------------------------------
 
@@ -61,14 +62,14 @@ class Machine(Saved, Survivor):
         """Begins the exchange of one bucket.
 
         Buckets come in order. segments: one array [elements] for each tensor of the bucket, in
-        its order and dtype (bfloat16 as uint16), unchanged until `finish` has ended.
+        its order and dtype (bfloat16 as uint16), the exchange's until `collect`.
         """
         self._check_running()
         if self._active is None or self._active.idle:
             self._begin_step()
         if self._active is None:
             raise RuntimeError("exchanges_gradients is False: this step is local")
-        self._active.post(bucket, segments, self._whole)
+        self._active.post(bucket, segments, self._whole, self.in_place)
 
     @property
     def _whole(self) -> bool:
@@ -89,9 +90,9 @@ class Machine(Saved, Survivor):
             raise RuntimeError("nothing has been posted")
         return (yield from self._active.finish())
 
-    def collect(self, bucket: int, segments: Sequence[np.ndarray]) -> None:
-        """What the optimizer sees, into arrays as they were posted; once, and before the next post."""
-        self._active.collect(bucket, segments)
+    def collect(self, bucket: int) -> None:
+        """What the optimizer sees, into the arrays that were posted; once, and before the next post."""
+        self._active.collect(bucket)
 
     def gradient(self, bucket: int) -> np.ndarray:
         """The same as an array of the worker's, float32 [elements], good until the next post; in place of collect."""

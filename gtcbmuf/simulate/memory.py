@@ -72,7 +72,7 @@ class TeamLane(GTCLane):
         vars(self).update(vars(own))
         self._common, self.spare = common, common.array
 
-    def post(self, segments, whole=False):
+    def post(self, segments, whole=False, in_place=False):
         self.spare = self._common.array
         ticket = super().post(segments, whole)
         if not whole:

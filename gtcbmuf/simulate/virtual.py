@@ -88,17 +88,18 @@ class VirtualExchange:
         return self._channel.codec.checksum(array.view(np.uint8))
 
     def post_encode(
-        self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None
-    ) -> VirtualTicket:
+        self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None,
+        mean_into=None, divisor=1,
+    ) -> VirtualTicket:  # fmt: skip
         message = self._channel.codec.encode(
             list(segments), residual_in, residual_out, threshold, max_sent=max_sent,
             sequence=self._sequence, bucket=_checked(bucket), sender=self.rank, dtype=dtype,
         )  # fmt: skip
-        return self._post(Post("post_encode", bucket, message))
+        return self._post(Post("post_encode", bucket, message), mean_into, divisor)
 
     def post_owners(
         self, bucket, segments, residual_in, residual_out, threshold, second_in, second_out,
-        second_threshold, *, max_sent=None, dtype=None,
+        second_threshold, *, max_sent=None, dtype=None, mean_into=None, divisor=1,
     ) -> VirtualTicket:  # fmt: skip
         messages, parts = owners.encode(
             self._channel.codec, self.size, list(segments), residual_in, residual_out, threshold,
@@ -109,8 +110,9 @@ class VirtualExchange:
             owners.OwnersPost(
                 "post_owners", bucket, messages, parts=parts, max_sent=max_sent,
                 second=(second_in, second_out, second_threshold),
-            )  # fmt: skip
-        )
+            ),
+            mean_into, divisor,
+        )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> VirtualTicket:
         if array.dtype.name not in ("float32", "float64", "uint16"):
@@ -136,25 +138,28 @@ class VirtualExchange:
         )
         return self._post(Post(name, bucket, message, array))
 
-    def _post(self, post: Post) -> VirtualTicket:
+    def _post(self, post: Post, mean_into=None, divisor=1) -> VirtualTicket:
         operation = self._channel.operation(self._sequence)
         operation.posts[self.rank] = post
         self._sequence += 1
         self._channel.drop_if_complete(operation)
-        return VirtualTicket(operation, self.rank)
+        return VirtualTicket(operation, self.rank, mean_into, divisor)
 
 
 class VirtualTicket:
     """An operation as one worker sees it."""
 
-    def __init__(self, operation: Operation, rank: int):
+    def __init__(self, operation: Operation, rank: int, mean_into: Sequence[np.ndarray] | None, divisor: float):
         self._operation, self._rank = operation, rank
+        self._mean_into, self._divisor = mean_into, divisor
 
     def wait(self, timeout: float | None = None) -> None:
         """Raises DeadlineError at once if a rank has not posted: nothing can come in between."""
         self._operation.complete(self._rank)
         if self._operation.error is not None:
             raise copy.copy(self._operation.error)
+        if self._mean_into is not None:
+            self.decode_mean(self._mean_into, self._divisor)
 
     @property
     def headers(self) -> list[Header]:

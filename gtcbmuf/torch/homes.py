@@ -35,7 +35,7 @@ class HostHome:
         if bucket.dtype != "float32":  # torch rounds faster than NumPy, and without room for it
             _copy(torch.from_numpy(worker.gradient(bucket.index)), bucket, gradients)
             return
-        worker.collect(bucket.index, segments)
+        worker.collect(bucket.index)
         for segment, gradient in zip(segments, gradients):
             if segment.ctypes.data != gradient.data_ptr():
                 gradient.copy_(torch.from_numpy(segment).view(gradient.shape))

@@ -46,7 +46,8 @@ class DistributedOptimizer(TorchSurvivor):
     gradient: ranks may have used different parts of the model. With BMUF its .grad stays None.
 
     Everything that waits for other ranks raises the same error of gtcbmuf.errors on every rank. When a
-    gradient is refused (NonFiniteError) nothing has changed: call zero_grad() and go on.
+    gradient is refused (NonFiniteError) nothing has changed but .grad, which holds means already where
+    others' gradients were sound: call zero_grad() and go on.
     Source: Horovod's optimizer of the same name for the face, docs/layers.md for the inside.
     """
 
@@ -104,6 +105,7 @@ class DistributedOptimizer(TorchSurvivor):
         self._worker = self.strategy.worker([n.tensor for n in named], self._groups)
         self._worker.check_every = self._check_every
         self._worker.survives = runtime.shrinks() and not self._virtual
+        self._worker.in_place = not self._worker.survives
         self._home = home_of(named, self._groups.world.rank)
         self._home.move_in(self._worker)
         claim(named, self._self)
@@ -202,7 +204,7 @@ class DistributedOptimizer(TorchSurvivor):
         try:
             yield from self._worker.finish()
         except (NonFiniteError, DeviceError):
-            self._reset()  # refused on every rank, nothing has changed: the next step may come
+            self._reset()  # refused on every rank, nothing but .grad has changed: the next step may come
             raise
         self._reducer.collect()
 

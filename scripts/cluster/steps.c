@@ -237,7 +237,7 @@ static void exchange_by_owners(void)
                                  .residual_out = residuals[1], .threshold = 1, .max_sent = GTCB_NO_CAP, .bucket = (uint32_t)b};
         gtcb_encode_job second = {.residual_in = seconds[0], .residual_out = seconds[1], .threshold = (float)size};
         work((double)each * (1 + 1.0 / size) / job.encode + job.decode);
-        CHECK(gtcb_post_owners(world, &first, &second, &ops[b]) == GTCB_OK);
+        CHECK(gtcb_post_owners(world, &first, &second, NULL, &ops[b]) == GTCB_OK);
     }
     finish(ops, job.buckets);
     work(job.buckets * job.decode);

@@ -41,28 +41,36 @@ static void broadcast(rank *me)
         }
 }
 
-/* Many operations at once, waited for from the last to the first. */
+/* Many operations at once, waited for from the last to the first. The means of odd buckets come by themselves, to where the
+   gradients were. */
 static void encode(rank *me)
 {
     enum { STEPS = 6, BUCKETS = 5, N = 3000 };
     float *residuals[2] = {calloc(BUCKETS * N, sizeof(float)), calloc(BUCKETS * N, sizeof(float))};
-    float *dense = calloc(BUCKETS * N, sizeof(float)), *gradient = values(me->rank, N);
+    float *dense = calloc(BUCKETS * N, sizeof(float)), *gradient = values(me->rank, N), *gradients = calloc(BUCKETS * N, sizeof(float));
     for (int step = 0; step < STEPS; step++) {
         gtcb_op *ops[BUCKETS];
         for (uint32_t b = 0; b < BUCKETS; b++) {
-            gtcb_segment segments[] = {{gradient, 1000}, {gradient + 1000, N - 1000}};
+            float *own = memcpy(gradients + b * N, gradient, N * sizeof(float));
+            gtcb_segment segments[] = {{own, 1000}, {own + 1000, N - 1000}};
+            const gtcb_target targets[] = {{own, 7}, {own + 7, N - 7}};
+            const gtcb_mean_into into = {targets, 2, 2}, too_short = {targets, 1, 2}, by_nothing = {targets, 2, 0};
             gtcb_encode_job job = {.segments = segments, .segment_count = 2, .dtype = GTCB_F32, .elements = N,
                                    .residual_in = residuals[step % 2] + b * N, .residual_out = residuals[1 - step % 2] + b * N,
                                    .threshold = 20, .max_sent = GTCB_NO_CAP, .bucket = b};
             dawdle(me);
-            CHECK(gtcb_post_encode(me->exchange, &job, &ops[b]) == GTCB_OK);
+            CHECK(gtcb_post_encode(me->exchange, &job, &too_short, &ops[b]) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_post_encode(me->exchange, &job, &by_nothing, &ops[b]) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_post_encode(me->exchange, &job, b % 2 ? &into : NULL, &ops[b]) == GTCB_OK);
         }
         for (uint32_t b = BUCKETS; b-- > 0;) {
             CHECK(finish(ops[b])->status == GTCB_OK);
             const gtcb_target targets[] = {{dense + b * N, 7}, {dense + b * N + 7, N - 7}, {dense, 1}};
-            CHECK(gtcb_op_decode_mean(ops[b], targets, 2, 2) == GTCB_OK);
-            CHECK(gtcb_op_decode_mean(ops[b], targets, 1, 1) == GTCB_BAD_ARGUMENT);
-            CHECK(gtcb_op_decode_mean(ops[b], targets, 3, 1) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 2, 2}) == GTCB_OK);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 1, 1}) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 3, 1}) == GTCB_BAD_ARGUMENT);
+            gtcb_times at = gtcb_op_times(ops[b]);
+            CHECK(at.posted <= at.begun && at.begun <= at.announced && at.announced <= at.arrived && at.arrived <= at.done);
             CHECK(gtcb_op_release(ops[b]));
         }
     }
@@ -77,12 +85,14 @@ static void encode(rank *me)
             }
         }
         CHECK(dense[i] == sum / 2);
+        CHECK(gradients[i] == (i / N % 2 ? dense : gradient)[i / N % 2 ? i : i % N]);
     }
     CHECK(gtcb_exchange_counters(me->exchange).operations == STEPS * BUCKETS);
     free(residuals[0]);
     free(residuals[1]);
     free(dense);
     free(gradient);
+    free(gradients);
 }
 
 /* What is kept keeps its room in the window: nothing that comes later may change it. */
@@ -135,12 +145,13 @@ static void owners(rank *me)
                                    .residual_in = residuals[step % 2], .residual_out = residuals[1 - step % 2],
                                    .threshold = 20, .max_sent = GTCB_NO_CAP, .bucket = 4};
             gtcb_encode_job second = {.residual_in = seconds[step % 2], .residual_out = seconds[1 - step % 2], .threshold = 30};
+            const gtcb_target targets[] = {{dense, n / 2}, {dense + n / 2, n - n / 2}};
+            const gtcb_mean_into into = {targets, 2, 2};
             gtcb_op *op;
             dawdle(me);
-            CHECK(gtcb_post_owners(me->exchange, &job, &second, &op) == GTCB_OK);
+            CHECK(gtcb_post_owners(me->exchange, &job, &second, step % 2 ? &into : NULL, &op) == GTCB_OK);
             CHECK(finish(op)->status == GTCB_OK);
-            const gtcb_target targets[] = {{dense, n / 2}, {dense + n / 2, n - n / 2}};
-            CHECK(gtcb_op_decode_mean(op, targets, 2, 2) == GTCB_OK);
+            CHECK(step % 2 || gtcb_op_decode_mean(op, &into) == GTCB_OK);
             for (size_t i = 0; i < n; i++) {
                 for (size_t w = 0; w < size; w++) {
                     float t = r[w * n + i] + value((int)w, i), q = t >= 20 ? 20 : t <= -20 ? -20 : 0;

@@ -190,9 +190,9 @@ static crowd_op post_one(rank *me, int kind, uint32_t bucket)
     gtcb_status status = kind == 0   ? gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, o.array, LARGE, 1, false, bucket, &o.op)
                          : kind == 1 ? gtcb_post_allgather(me->exchange, GTCB_FLOAT32, o.array, LARGE, bucket, &o.op)
                          : kind == 2 ? gtcb_post_broadcast(me->exchange, GTCB_FLOAT32, o.array, LARGE, 0, bucket, &o.op)
-                         : kind == 3 ? gtcb_post_owners(me->exchange, &job, &second, &o.op)
+                         : kind == 3 ? gtcb_post_owners(me->exchange, &job, &second, NULL, &o.op)
                          : kind == 4 ? gtcb_post_allreduce(me->exchange, GTCB_FLOAT32, o.array, SMALL, 1, false, bucket, &o.op)
-                                     : gtcb_post_encode(me->exchange, &job, &o.op);
+                                     : gtcb_post_encode(me->exchange, &job, NULL, &o.op);
     CHECK(status == GTCB_OK);
     return o;
 }

@@ -78,15 +78,17 @@ def same_everywhere(comm, value):
     return value
 
 
-def check_encode(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sent=None, step=0):
+def check_encode(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sent=None, step=0, in_place=False):
+    """in_place: the mean is to come to where the gradient was."""
     cut = n // 3
     residual_in = gradient(exchange.rank + 100, n, step=step) / 4
     before, residual_out = residual_in.copy(), np.full(n, np.nan, np.float32)
     mine = gradient(exchange.rank, n, dtype, step)
     sequence = exchange.sequence
+    targets = [mine[:cut], mine[cut:]] if in_place else [np.full(n // 3, 7, np.float32), np.full(n - n // 3, 7, np.float32)]
     ticket = exchange.post_encode(
         bucket, [mine[:cut], mine[cut:]], residual_in, residual_out, threshold,
-        max_sent=max_sent, dtype=dtype,
+        max_sent=max_sent, dtype=dtype, **({"mean_into": targets, "divisor": 3} if in_place else {}),
     )  # fmt: skip
     assert exchange.sequence == sequence + 1
     ticket.wait()
@@ -107,7 +109,8 @@ def check_encode(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
     assert ticket.headers == [portable.read_header(message) for message in messages]
     sent = MPI.COMM_WORLD.allgather(ticket.bytes_sent)  # a ring's ranks send each other's
     assert sum(sent) == (exchange.size - 1) * sum(map(len, messages))
-    targets, expected = [np.full(n // 3, 7, np.float32), np.full(n - n // 3, 7, np.float32)], np.zeros(n, np.float32)
-    ticket.decode_mean(targets, 3)
+    expected = np.zeros(n, np.float32)
+    if not in_place:
+        ticket.decode_mean(targets, 3)
     portable.decode_add(messages, expected)
     assert np.concatenate(targets).tobytes() == (expected / np.float32(3)).tobytes()

@@ -1,6 +1,7 @@
 """The exchange with any number of ranks: results to the bit, many at once."""
 
 import gc
+import time
 
 import numpy as np
 import pytest
@@ -29,6 +30,27 @@ def test_encode_with_a_cap_moves_its_window(exchange):
         check_encode(exchange, 1, 3000, threshold=0.5, max_sent=100, step=step)
 
 
+@pytest.mark.parametrize("n", [1, 1000, 300_000])
+def test_a_mean_comes_by_itself_to_where_the_gradient_was(exchange, n):
+    for step in range(3):
+        check_encode(exchange, 2, n, threshold=0.5, step=step, in_place=True)
+
+
+def test_means_that_come_by_themselves_come_while_nobody_waits(comm, threaded):
+    n, buckets = 20_000, 12
+    mine = [gradient(comm.rank, n, step=b) for b in range(buckets)]
+    posted = [threaded.post_encode(b, [mine[b]], *np.zeros((2, n), np.float32), 0.5, mean_into=[mine[b]], divisor=2)
+              for b in range(buckets)]  # fmt: skip
+    end = time.monotonic() + 60
+    while not all(ticket._core.is_done for ticket in posted):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    for b, ticket in enumerate(posted):
+        assert ticket.times == tuple(sorted(ticket.times))
+        quanta = [np.where(np.abs(g) >= 0.5, np.copysign(np.float32(0.5), g), 0) for g in (gradient(r, n, step=b) for r in range(comm.size))]
+        assert np.array_equal(mine[b], np.sum(quanta, axis=0, dtype=np.float32) / 2)
+
+
 @pytest.mark.parametrize("targets, kind, words", [
     ([np.ones(9, np.float32)], ValueError, "bucket's elements"),
     ([np.ones(5, np.float32), np.ones(6, np.float32)], ValueError, "bucket's elements"),
@@ -47,6 +69,15 @@ def test_a_mean_goes_to_arrays_that_hold_it(exchange, targets, kind, words):
         ticket.decode_mean([mean], 0)
     ticket.decode_mean([mean], exchange.size)
     assert (mean == 0.5).all()
+    sequence, arguments = exchange.sequence, (0, [np.ones(10, np.float32)], *np.zeros((2, 10), np.float32), 0.5)
+    with pytest.raises(kind):
+        exchange.post_encode(*arguments, mean_into=targets)
+    for divisor in 0, -1, np.nan:
+        with pytest.raises(ValueError, match="divisor"):
+            exchange.post_encode(*arguments, mean_into=[mean], divisor=divisor)
+    with pytest.raises(ValueError, match="overlap"):
+        exchange.post_encode(*arguments, mean_into=[arguments[3]])
+    assert exchange.sequence == sequence
 
 
 def test_counters(exchange):

@@ -18,14 +18,15 @@ def test_non_finite_gradient(comm, exchange, bad):
     if comm.rank == culprit:
         mine[1234] = bad
     following = np.ones(3, np.float32)
-    tickets = [exchange.post_encode(4, [mine], residual, out, 0.5), exchange.post_allreduce(following)]
+    before = mine.tobytes()
+    tickets = [exchange.post_encode(4, [mine], residual, out, 0.5, mean_into=[mine]), exchange.post_allreduce(following)]
     with pytest.raises(NonFiniteError) as raised:
         tickets[0].wait()
     error = raised.value
     assert (error.rank, error.bucket, error.index) == (culprit, 4, 1234)
     same_everywhere(comm, str(error))
     tickets[1].wait()
-    assert not residual.any()
+    assert not residual.any() and mine.tobytes() == before
     check_encode(exchange, 4, n)
 
 
@@ -134,8 +135,17 @@ def test_deadline_names_who_does_not_come(comm, either, post):
     comm.Barrier()
 
 
+IN_PLACE = np.empty(5000, np.float32)
+
+
+def encode_in_place(x):
+    IN_PLACE.fill(1)
+    return x.post_encode(0, [IN_PLACE], *np.zeros((2, 5000), np.float32), 0.5, mean_into=[IN_PLACE])
+
+
 BODIES = {
     "encode": encode(500),
+    "encode in place": encode_in_place,
     "gather": lambda x: x.post_allgather(np.ones(3000, np.uint8)),
     "small sum": reduce(10),
     "sum": reduce(50_000),
@@ -157,6 +167,7 @@ def test_a_damaged_body_is_found_and_ends_the_exchange_everywhere(comm, either, 
         error = caught
     if comm.rank == 1:
         assert isinstance(error, MessageError) and "from rank" in str(error), error
+        assert what != "encode in place" or (IN_PLACE == 1).all()  # no mean of what is damaged
     elif not either.passed_on:
         assert not isinstance(error, MessageError)
     try:  # the others hear of it at the next operation at the latest

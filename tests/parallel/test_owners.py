@@ -52,15 +52,16 @@ def expected(n, size, tau, dtype, max_sent, step, sequence, bucket):
     return lefts, seconds, results, sent, total
 
 
-def check_owners(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sent=None, step=0):
+def check_owners(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sent=None, step=0, in_place=False):
     mine, residual, second = one(exchange.rank, n, dtype, step)
     first, end = owned(n, exchange.size)[exchange.rank]
     second, cut, sequence = second[: end - first], n // 3, exchange.sequence
     before = residual.tobytes(), second.tobytes()
     left, second_left = np.full(n, np.nan, np.float32), np.full(end - first, np.nan, np.float32)
+    targets = [mine[:cut], mine[cut:]] if in_place else [np.full(n // 3, 7, np.float32), np.full(n - n // 3, 7, np.float32)]
     ticket = exchange.post_owners(
         bucket, [mine[:cut], mine[:0], mine[cut:]], residual, left, threshold, second, second_left, SECOND * threshold,
-        max_sent=max_sent, dtype=dtype,
+        max_sent=max_sent, dtype=dtype, **({"mean_into": targets, "divisor": 3} if in_place else {}),
     )  # fmt: skip
     ticket.wait()
     lefts, seconds, results, sent, total = expected(
@@ -70,8 +71,9 @@ def check_owners(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
     assert (residual.tobytes(), second.tobytes()) == before
     assert [(h.sent, h.sender, h.elements) for h in ticket.headers] == [(k, r, n) for r, k in enumerate(sent)]
     assert sum(MPI.COMM_WORLD.allgather(ticket.bytes_sent)) == total
-    targets, wanted = [np.full(n // 3, 7, np.float32), np.full(n - n // 3, 7, np.float32)], np.zeros(n, np.float32)
-    ticket.decode_mean(targets, 3)
+    wanted = np.zeros(n, np.float32)
+    if not in_place:
+        ticket.decode_mean(targets, 3)
     for (first, end), result in zip(owned(n, exchange.size), results):
         portable.decode_add([result], wanted[first:end])
     assert np.concatenate(targets).tobytes() == (wanted / np.float32(3)).tobytes()
@@ -80,6 +82,12 @@ def check_owners(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
 @pytest.mark.parametrize("n, dtype", [(1, "float32"), (2, "float64"), (17, "bfloat16"), (1000, "float16"), (40_000, "float32")])
 def test_owners_are_plain_loops_between_ranks(exchange, n, dtype):
     check_owners(exchange, 3, n, dtype=dtype)
+
+
+@pytest.mark.parametrize("n", [1, 1000, 40_000])
+def test_owners_means_come_by_themselves_to_where_gradients_were(either, n):
+    for step in range(3):
+        check_owners(either, 3, n, threshold=0.5, step=step, in_place=True)
 
 
 @pytest.mark.parametrize("threshold", [1e-30, 2.5, 1e30])

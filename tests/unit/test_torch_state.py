@@ -93,6 +93,7 @@ def test_a_nan_on_one_rank_is_refused_by_all_and_changes_nothing(strategy, optim
     before = [copy.deepcopy(opt.state_dict()) for _, opt in nets]
     spoiled_backward(nets, 9, 1, "2.weight")
     assert [(e.rank, e.parameter) for e in failures(nets)] == [(1, "2.weight")] * 2
+    assert nets[1][0].get_parameter("2.weight").grad[1, 3].isnan()  # still there to be looked at
     for (net, opt), old, (ref, _) in zip(nets, before, twin, strict=True):
         assert same(net, ref)
         assert_equal_states(opt.state_dict(), old)

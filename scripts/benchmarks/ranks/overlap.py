@@ -83,8 +83,8 @@ class Watched:
 
     def wait(self, timeout=None):
         self.ticket.wait(timeout)
-        posted, _, _, done = self.ticket.times
-        self.times.update(posted=posted, exchanged=done, waited=time.monotonic())
+        posted, _, _, arrived, _ = self.ticket.times
+        self.times.update(posted=posted, exchanged=arrived, waited=time.monotonic())
 
     def decode_mean(self, targets, divisor):
         self.ticket.decode_mean(targets, divisor)
