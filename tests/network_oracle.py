@@ -255,11 +255,11 @@ def finish(cluster, *operations):
             for rank in {r for operation in operations for r in operation.ends}}  # fmt: skip
 
 
-def encoded_step(cluster, groups, compute, overlap, buckets, work, body):
-    """GTC's gradients in each group, until all messages are there. work [s]: to encode a bucket.
+def encoded_step(cluster, groups, compute, overlap, buckets, work, body, decode):
+    """GTC's gradients in each group, until all are added up. work, decode [s]: to encode a bucket, to decode all its messages.
 
-    Whoever drives an exchange does one thing at a time: it encodes all buckets that are ready, and then
-    exchanges them.
+    Whoever drives an exchange does one thing at a time: it encodes all buckets that are ready, exchanges them, and
+    decodes them.
     """
     ready = [compute * (1 - overlap) + compute * overlap * (j + 1) / buckets for j in range(buckets)]
     ends = {rank: 0.0 for group in groups for rank in group}
@@ -272,7 +272,7 @@ def encoded_step(cluster, groups, compute, overlap, buckets, work, body):
             begun += 1
         operations = [allgather(cluster, group, dict.fromkeys(group, time), body)
                       for group in groups for _ in range(begun)]  # fmt: skip
-        ends = finish(cluster, *operations)
+        ends = {rank: end + begun * decode for rank, end in finish(cluster, *operations).items()}
     return ends
 
 

@@ -86,7 +86,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Prediction:
-    """step [s] = compute + gradients + decode + blocks [s]; speedup: against one worker alone.
+    """step [s] = compute + gradients + blocks [s]; speedup: against one worker alone.
 
     worker_bytes: sent by a worker in a step, the mean over workers and steps. host_bytes: through
     the busiest network card, one way. group: ranks that exchange gradients; period: steps of a
@@ -97,7 +97,6 @@ class Prediction:
     workers: int
     compute: float
     gradients: float = 0.0
-    decode: float = 0.0
     blocks: float = 0.0
     worker_bytes: float = 0.0
     host_bytes: float = 0.0
@@ -106,7 +105,7 @@ class Prediction:
 
     @property
     def step(self) -> float:
-        return self.compute + self.gradients + self.decode + self.blocks
+        return self.compute + self.gradients + self.blocks
 
     @property
     def speedup(self) -> float:
@@ -141,8 +140,8 @@ def gtc(job: Job, network: Network) -> Prediction:
     """Every step encode, allgather of messages, decode of all."""
     if job.workers == 1:
         return _alone("GTC", job)
-    gradients, decode, cost = _encoded(job, network, job.world)
-    return Prediction("GTC", job.workers, job.step_seconds, gradients, decode,
+    gradients, cost = _encoded(job, network, job.world)
+    return Prediction("GTC", job.workers, job.step_seconds, gradients,
                       worker_bytes=cost.sent, host_bytes=cost.host)  # fmt: skip
 
 
@@ -158,8 +157,8 @@ def gtc_owners(job: Job, network: Network) -> Prediction:
     body = expected_body(elements, job.density * elements)
     cost = owners(network, job.world, body, body).times(job.buckets)
     decode = job.density * job.elements / rates.decode  # once of the own shard's messages, once of all results
-    work = job.elements * (1 + 1 / job.workers) / rates.encode + decode
-    return Prediction("GTC owners", job.workers, job.step_seconds, _exposed(job, work, cost), decode,
+    work = job.elements * (1 + 1 / job.workers) / rates.encode + 2 * decode
+    return Prediction("GTC owners", job.workers, job.step_seconds, _exposed(job, work, cost),
                       worker_bytes=cost.sent, host_bytes=cost.host)  # fmt: skip
 
 
@@ -186,12 +185,12 @@ def hybrid(job: Job, network: Network, group: int, period: int) -> Prediction:
     check_group(job, group)
     if job.workers == 1:
         return _alone("hybrid", job, group, period)
-    gradients, decode, every_step = _encoded(job, network, Team.of(group, job.per_host))
+    gradients, every_step = _encoded(job, network, Team.of(group, job.per_host))
     block, mean = _block(job, network, group)
     total = job.elements / job.shards(group) / network.rates.reduce
-    steps = period * (job.step_seconds + gradients + decode)
+    steps = period * (job.step_seconds + gradients)
     seconds = block.seconds + total - _hidden(job, mean.seconds + total, steps)
-    return Prediction("hybrid", job.workers, job.step_seconds, gradients, decode,
+    return Prediction("hybrid", job.workers, job.step_seconds, gradients,
                       seconds / period, every_step.sent + block.sent / period,
                       every_step.host + block.host / period, group, period)  # fmt: skip
 
@@ -220,16 +219,16 @@ def _alone(method: str, job: Job, group=None, period=None) -> Prediction:
     return Prediction(method, 1, job.step_seconds, group=group, period=period)
 
 
-def _encoded(job: Job, network: Network, team: Team) -> tuple[float, float, Cost]:
-    """Of GTC in a team: seconds that the step is longer, of which decoding is the second; bytes."""
+def _encoded(job: Job, network: Network, team: Team) -> tuple[float, Cost]:
+    """Of GTC in a team: seconds that the step is longer; bytes."""
     if team.size == 1:
         body = 0.0
     else:
         elements = job.elements / job.buckets
         body = expected_body(elements, job.density * elements)
     cost = allgather(network, team, body).times(job.buckets)
-    gradients = _exposed(job, job.elements / network.rates.encode, cost)
-    return gradients, team.size * job.density * job.elements / network.rates.decode, cost
+    decode = team.size * job.density * job.elements / network.rates.decode
+    return _exposed(job, job.elements / network.rates.encode + decode, cost), cost
 
 
 def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost]:

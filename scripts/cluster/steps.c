@@ -199,7 +199,8 @@ static uint8_t *message;
 
 static bool is(const char *method) { return strcmp(job.method, method) == 0; }
 
-/* As the policies post them: each bucket encoded, then its message on its way; at the end all decoded. */
+/* As the policies post them: each bucket encoded, then its message on its way. Decoding comes at the end: as nothing hides it
+   here, it takes as long there as between. */
 static void exchange_messages(gtcb_exchange *x)
 {
     gtcb_op *ops[256];

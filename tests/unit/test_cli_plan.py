@@ -34,7 +34,7 @@ def test_the_table(capsys):
     lines = [line.split() for line in out.splitlines()]
     assert [line[0] for line in lines if line and line[0].isdigit()] == [
         "1", "2", "4", "8", "16", "32", "64"]  # fmt: skip
-    assert "\nUse hybrid in groups of 8" in out
+    assert "\nUse hybrid in groups of 32" in out
 
 
 def test_the_page_shows_what_is_printed(capsys):
@@ -52,7 +52,7 @@ def test_json_has_what_the_table_has(capsys):
     assert len(found["predictions"]) == 7 * 6
     last = found["predictions"][-6]
     assert (last["method"], last["workers"]) == ("dense", 64)
-    parts = last["compute"] + last["gradients"] + last["decode"] + last["blocks"]
+    parts = last["compute"] + last["gradients"] + last["blocks"]
     assert last["step"] == parts and last["speedup"] == 64 * 0.2 / parts
     plain, owners = found["predictions"][-5], found["predictions"][-2]
     assert (plain["method"], owners["method"], owners["workers"]) == ("GTC", "GTC owners", 64)

@@ -141,9 +141,9 @@ def test_a_step_of_gtc(workers, per_host, overlap, density):
     machines, (ranks, _) = cluster(workers, per_host), together(workers)
     body = int(exchanges.expected_body(1_000_000, 1_000_000 * density))
     work = 1_000_000 / 2e8
-    ends = oracle.encoded_step(machines, [ranks], 0.05, overlap, 10, work, body)
-    decode = workers * density * 10_000_000 / 1e8
-    close(found.step, max(ends.values()) + decode, 0.05)
+    decode = workers * density * 1_000_000 / 1e8
+    ends = oracle.encoded_step(machines, [ranks], 0.05, overlap, 10, work, body, decode)
+    close(found.step, max(ends.values()), 0.05)
     close(found.worker_bytes, sum(machines.sent) / workers, 1e-4)
 
 
@@ -157,9 +157,8 @@ def test_a_block_of_the_hybrid(workers, per_host, group, representatives):
     groups = [list(range(i, i + group)) for i in range(0, workers, group)]
     body = int(exchanges.expected_body(elements, elements * job.density))
     machines = cluster(workers, per_host)
-    ends = oracle.encoded_step(machines, groups, 0.05, 0.0, 1, elements / 1e9, body)
     decode = group * job.density * elements / 1e8
-    ends = {rank: end + decode for rank, end in ends.items()}
+    ends = oracle.encoded_step(machines, groups, 0.05, 0.0, 1, elements / 1e9, body, decode)
     ends = oracle.hybrid_block(machines, groups, ends, elements, elements / shards / 3e8, shards)
     found = hybrid(job, NETWORK, group, 1)
     close(found.step, max(ends.values()), 0.02 if group <= per_host else 0.1)
