@@ -40,7 +40,7 @@ def parse(argv=None):
     add("--density", type=float, default=0.005, help="share of the elements that GTC sends (0.005)")
     add("--step-ms", type=float, default=200, help="computation of a step (200)")
     add("--period", type=int, default=20, help="steps in a block of BMUF, hybrid and PostLocalSGD (20)")
-    add("--bucket-mib", type=float, default=16, help="of float32, in a bucket of GTC (16)")
+    add("--bucket-mib", type=float, default=4, help="of float32, in a bucket of GTC (4)")
     add("--rounds", type=int, default=3, help="of which medians are taken (3)")
     add("--methods", default=";".join(MAKE), help="with ; between them (all)")
     add("--save", type=Path, help="add the runs to this file, after each turn; one of the same link, ranks, model and methods gives way")

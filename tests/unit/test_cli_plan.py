@@ -28,13 +28,13 @@ def fails(capsys, *arguments):
 def test_the_table(capsys):
     assert main([*JOB, *LINK]) == 0
     out = capsys.readouterr().out
-    assert "25,000,000 elements, 6 buckets; density 0.005" in out
+    assert "25,000,000 elements, 24 buckets; density 0.005" in out
     assert "64 on 8 hosts" in out and "10 Gbit/s, 50 µs" in out
     assert "16 Gbit/s, 10 µs  (assumed)" in out and "0.5 of a step  (assumed)" in out
     lines = [line.split() for line in out.splitlines()]
     assert [line[0] for line in lines if line and line[0].isdigit()] == [
         "1", "2", "4", "8", "16", "32", "64"]  # fmt: skip
-    assert "\nUse hybrid in groups of 32" in out
+    assert "\nUse GTC: speed-up" in out
 
 
 def test_the_page_shows_what_is_printed(capsys):
@@ -57,7 +57,7 @@ def test_json_has_what_the_table_has(capsys):
     plain, owners = found["predictions"][-5], found["predictions"][-2]
     assert (plain["method"], owners["method"], owners["workers"]) == ("GTC", "GTC owners", 64)
     assert 2 < found["owners_from"] < 64 and owners["step"] < plain["step"]
-    assert found["choice"] == "hybrid" and "hybrid" in found["verdict"]
+    assert found["choice"] == "GTC" and "GTC" in found["verdict"]
 
 
 def test_measured_inputs_count_unless_an_option_says_otherwise(tmp_path, capsys):

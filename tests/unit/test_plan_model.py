@@ -56,7 +56,7 @@ def test_owners(size, per_host, part, result):
 
 
 def test_what_a_worker_sends_to_owners_does_not_grow_but_for_headers():
-    job = Job(10_000_000, 0.05, 4, density=0.01)
+    job = Job(10_000_000, 0.05, 4, density=0.01, bucket_bytes=16 << 20)
     sent = {n: gtc_owners(replace(job, workers=n), NETWORK).worker_bytes - job.buckets * 3 * 64 * (n - 1) for n in (4, 16, 64, 256)}
     for n in 16, 64, 256:
         close(sent[n] / (1 - 1 / n), sent[4] / (1 - 1 / 4), 0.07)  # blocks of small messages are short
@@ -153,7 +153,7 @@ def test_a_step_of_gtc(workers, per_host, overlap, density):
 @pytest.mark.parametrize("representatives", ["leader", "sharded"])
 def test_a_block_of_the_hybrid(workers, per_host, group, representatives):
     elements, shards = 2_000_000, group if representatives == "sharded" else 1
-    job = Job(elements, 0.05, workers, per_host, overlap=0.0, representatives=representatives)
+    job = Job(elements, 0.05, workers, per_host, overlap=0.0, representatives=representatives, bucket_bytes=4 * elements)
     groups = [list(range(i, i + group)) for i in range(0, workers, group)]
     body = int(exchanges.expected_body(elements, elements * job.density))
     machines = cluster(workers, per_host)
