@@ -55,7 +55,7 @@ static void add_from_memory(const gtcb_variant *v, float *dense, const uint32_t 
 /* The elements of one block with low <= index < high. */
 static void apply_block(const gtcb_variant *v, const gtcb_source *m, const gtcb_cursor *at, gtcb_tile tile)
 {
-    union { uint32_t narrow[GTCB_BLOCK + GTCB_SLACK]; uint64_t wide[GTCB_BLOCK]; } words;
+    union { uint32_t usual[GTCB_BLOCK + GTCB_SLACK]; uint64_t wide[GTCB_BLOCK]; } words;
     uint8_t copy[GTCB_BLOCK_BYTES + GTCB_PAD];
     const uint64_t span = span_of(m, at->number);
     const gtcb_layout y = layout_of(m, at->number);
@@ -74,13 +74,13 @@ static void apply_block(const gtcb_variant *v, const gtcb_source *m, const gtcb_
         add_wide(dense, words.wide, count, from, to, m->threshold);
         return;
     }
-    v->unpack(lows, uppers, y.upper_bits, count, y.l, words.narrow);
+    v->unpack(lows, uppers, y.upper_bits, count, y.l, words.usual);
     if (from > 0 || to < 2 * span)
-        count = v->keep(words.narrow, count, (uint32_t)from, (uint32_t)to);
+        count = v->keep(words.usual, count, (uint32_t)from, (uint32_t)to);
     if (tile.cached)
-        v->add(dense, words.narrow, count, m->threshold);
+        v->add(dense, words.usual, count, m->threshold);
     else
-        add_from_memory(v, dense, words.narrow, count, m->threshold);
+        add_from_memory(v, dense, words.usual, count, m->threshold);
 }
 
 static void apply_packed(const gtcb_variant *v, const gtcb_source *m, gtcb_cursor *at, gtcb_tile tile)

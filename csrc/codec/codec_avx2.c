@@ -1,13 +1,11 @@
-/* The loops of codec_scalar.c with AVX2 and F16C; as in codec_avx512.c, functions carry their target. Heads and tails
-   that do not fill a vector are left to the scalar loops. */
+/* The loops of codec_scalar.c with AVX2 and F16C; those that pack are in pack_avx2.c. Heads and tails that do not fill a
+   vector are left to the scalar loops. */
 #include "variant.h"
 
 #ifdef GTCB_X86
 #include <cpuid.h>
-#include <immintrin.h>
 
-#define AVX2 __attribute__((target("avx2,f16c,popcnt")))
-#define INLINE AVX2 __attribute__((always_inline)) static inline
+#include "avx2.h"
 
 static bool supported(void)
 {
@@ -28,11 +26,8 @@ static bool supported(void)
 #define ROWS64(m) ROWS16(m), ROWS16(m + 16), ROWS16(m + 32), ROWS16(m + 48)
 static const uint64_t moves[256][2] = {ROWS64(0), ROWS64(64), ROWS64(128), ROWS64(192)};
 
-INLINE __m128i load128(const void *p) { return _mm_loadu_si128(p); }
-INLINE __m256i load256(const void *p) { return _mm256_loadu_si256(p); }
 INLINE __m128i compress8(unsigned mask, __m128i words) { return _mm_shuffle_epi8(words, load128(moves[mask])); }
 INLINE __m128i iota16(void) { return _mm_set_epi16(7, 6, 5, 4, 3, 2, 1, 0); }
-INLINE __m256i iota32(void) { return _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0); }
 
 /* -- stage --------------------------------------------------------------------------------------------- */
 
@@ -154,82 +149,6 @@ AVX2 static void widen(const uint16_t *words, size_t count, uint32_t offset, uin
     gtcb_scalar.widen(words + i, count - i, offset, out + i);
 }
 
-/* -- pack ------------------------------------------------------------------------------------------------ */
-
-/* Two values become one of 2 * l bits, and four if 4 * l <= 56; those are appended to the bytes. */
-AVX2 static void pack_lows(const uint32_t *v, size_t count, unsigned l, uint8_t *lows)
-{
-    uint64_t pairs[GTCB_BLOCK / 2 + 8];
-    const __m256i mask = _mm256_set1_epi32((int)((1u << l) - 1)), low_half = _mm256_set1_epi64x(UINT32_MAX);
-    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
-    for (size_t i = 0; i < count; i += 8) {
-        __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(count - i)), iota32());
-        __m256i x = _mm256_and_si256(_mm256_maskload_epi32((const int *)(v + i), there), mask);
-        __m256i odd = _mm256_sll_epi64(_mm256_srli_epi64(x, 32), l_bits);
-        _mm256_storeu_si256((__m256i *)(pairs + i / 2), _mm256_or_si256(_mm256_and_si256(x, low_half), odd));
-    }
-    const size_t step = l <= 14 ? 2 : 1;
-    const unsigned width = l <= 14 ? 4 * l : 2 * l;
-    uint64_t waiting = 0;
-    unsigned bits = 0;      /* fewer than 8 */
-    for (size_t i = 0; 2 * i < count; i += step) {
-        waiting |= (step == 2 ? pairs[i] | pairs[i + 1] << 2 * l : pairs[i]) << bits;
-        gtcb_put64(lows, waiting);
-        bits += width;
-        lows += bits / 8;
-        waiting >>= bits / 8 * 8;
-        bits %= 8;
-    }
-}
-
-INLINE uint64_t or_lanes(__m256i x)
-{
-    __m128i half = _mm_or_si128(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-    return (uint64_t)_mm_cvtsi128_si64(_mm_or_si128(half, _mm_unpackhi_epi64(half, half)));
-}
-
-/* As in codec_avx512.c, eight elements at a time. */
-AVX2 static void pack_uppers(const uint32_t *v, size_t count, unsigned l, uint8_t *uppers, size_t upper_bits)
-{
-    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
-    const __m256i one = _mm256_set1_epi64x(1);
-    uint64_t word = 0, at = 0;
-    memset(uppers, 0, upper_bits / 8 + 16);
-    for (size_t i = 0; i < count; i += 8) {
-        const size_t end = count - i < 8 ? count : i + 8;
-        const uint64_t first = (v[i] >> l) + i, last = (v[end - 1] >> l) + end - 1;
-        const uint64_t here = first / 64, there = last / 64;
-        if (end == i + 8 && last - first < 64) {
-            __m256i p = _mm256_add_epi32(_mm256_srl_epi32(load256(v + i), l_bits), iota32());
-            p = _mm256_sub_epi32(p, _mm256_set1_epi32((int)(first - i)));
-            __m256i low = _mm256_sllv_epi64(one, _mm256_cvtepu32_epi64(_mm256_castsi256_si128(p)));
-            __m256i high = _mm256_sllv_epi64(one, _mm256_cvtepu32_epi64(_mm256_extracti128_si256(p, 1)));
-            uint64_t bits = or_lanes(_mm256_or_si256(low, high));
-            uint64_t begun = (here == at ? word : 0) | bits << first % 64, next = bits >> 1 >> (63 - first % 64);
-            gtcb_put64(uppers + 8 * here, begun);
-            gtcb_put64(uppers + 8 * here + 8, next);
-            word = there == here ? begun : next;
-        } else {
-            for (size_t j = i; j < end; j++) {
-                size_t bit = (v[j] >> l) + j;
-                uppers[bit / 8] |= (uint8_t)(1u << bit % 8);
-            }
-            word = gtcb_get64(uppers + 8 * there);
-        }
-        at = there;
-    }
-}
-
-AVX2 static void pack(const uint32_t *v, size_t count, unsigned l, uint8_t *lows, uint8_t *uppers, size_t upper_bits)
-{
-    if (l > 25) {
-        gtcb_scalar.pack(v, count, l, lows, uppers, upper_bits);
-        return;
-    }
-    pack_lows(v, count, l, lows);
-    pack_uppers(v, count, l, uppers, upper_bits);
-}
-
 /* -- unpack, apply ------------------------------------------------------------------------------------------ */
 
 AVX2 static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits, size_t count, unsigned l, uint32_t *v)
@@ -327,7 +246,8 @@ AVX2 static size_t count_codes(const uint8_t *codes, size_t bytes) { return gtcb
 const gtcb_variant gtcb_avx2 = {
     .name = "avx2", .supported = supported,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
+    .widen = widen, .pack = gtcb_pack_avx2, .pack_narrow = gtcb_pack_narrow_avx2, .unpack = unpack, .keep = keep,
+    .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };
 #endif

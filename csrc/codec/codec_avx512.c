@@ -1,12 +1,8 @@
-/* The loops of codec_scalar.c with AVX-512 (F, BW, VL, DQ, VBMI, VBMI2). Functions carry their target, so that the
-   file needs no compiler flag, and nothing outside runs an instruction the processor may not have. */
+/* The loops of codec_scalar.c with AVX-512 (F, BW, VL, DQ, VBMI, VBMI2); those that pack are in pack_avx512.c. */
 #include "variant.h"
 
 #ifdef GTCB_X86
-#include <immintrin.h>
-
-#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vbmi,avx512vbmi2,popcnt,bmi,bmi2")))
-#define INLINE AVX512 __attribute__((always_inline)) static inline
+#include "avx512.h"
 
 static bool supported(void)
 {
@@ -15,16 +11,6 @@ static bool supported(void)
            __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2") &&
            __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
 }
-
-INLINE __m512i iota32(void) { return _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
-
-INLINE __m512i iota16(void)
-{
-    return _mm512_set_epi16(31, 30, 29, 28, 27, 26, 25, 24, 23, 22, 21, 20, 19, 18, 17, 16,
-                            15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-}
-
-INLINE __mmask16 first_lanes(size_t count) { return (__mmask16)_bzhi_u32(0xFFFF, (unsigned)(count < 16 ? count : 16)); }
 
 /* -- stage ------------------------------------------------------------------------------------------- */
 
@@ -158,102 +144,6 @@ AVX512 static void widen(const uint16_t *words, size_t count, uint32_t offset, u
     }
 }
 
-/* -- pack ---------------------------------------------------------------------------------------------- */
-
-/* The low l bits of 16 values, 4 <= l <= 25, are 2 * l bytes: so every 16 are packed alike. Two values become a pair
-   of 2 * l bits in a 64-bit lane j, which is to begin at bit 2 * l * j: shifted to its place in the first byte, its
-   bytes are copied. An output byte has bits of at most two pairs: the one that `first` bit of the byte belongs to, and
-   the `last` one that begins in it (often the same one). */
-AVX512 static void pack_lows(const uint32_t *v, size_t count, unsigned l, uint8_t *lows)
-{
-    uint8_t first[64 + 16], last[64 + 16];
-    uint64_t shift[8];
-    for (uint64_t j = 0; j < 8; j++) {
-        const uint64_t byte = 2 * l * j / 8, bit = 2 * l * j % 8;
-        const uint64_t bytes = UINT64_C(0x0706050403020100) + UINT64_C(0x0808080808080808) * j;
-        shift[j] = bit;
-        gtcb_put64(last + byte, bytes);         /* later pairs overwrite */
-        gtcb_put64(first + byte + (bit > 0), bytes + (bit > 0) * UINT64_C(0x0101010101010101));
-    }
-    const __m512i from_first = _mm512_loadu_si512(first), from_last = _mm512_loadu_si512(last);
-    const __m512i shifts = _mm512_loadu_si512(shift), mask = _mm512_set1_epi32((int)((1u << l) - 1));
-    const __m512i low_half = _mm512_set1_epi64(UINT32_MAX);
-    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
-    for (size_t i = 0; i < count; i += 16, lows += 2 * l) {
-        __m512i x = _mm512_and_si512(_mm512_maskz_loadu_epi32(first_lanes(count - i), v + i), mask);
-        __m512i odd = _mm512_sll_epi64(_mm512_srli_epi64(x, 32), l_bits);
-        __m512i pairs = _mm512_sllv_epi64(_mm512_ternarylogic_epi64(x, low_half, odd, 0xEA), shifts);   /* x & low_half | odd */
-        _mm512_storeu_si512(lows, _mm512_or_si512(_mm512_permutexvar_epi8(from_first, pairs),
-                                                  _mm512_permutexvar_epi8(from_last, pairs)));
-    }
-}
-
-/* l <= 3: four values become one of 4 * l bits first. */
-AVX512 static void pack_short_lows(const uint32_t *v, size_t count, unsigned l, uint8_t *lows)
-{
-    uint32_t fours[GTCB_BLOCK / 4 + GTCB_SLACK];
-    const __m512i mask = _mm512_set1_epi32((int)((1u << l) - 1));
-    const __m512i by_bytes = _mm512_set1_epi16((short)(1 << (8 + l) | 1)), by_halves = _mm512_set1_epi32(1 << (16 + 2 * l) | 1);
-    for (size_t i = 0; i < count; i += 64) {
-        uint8_t bytes[64];
-        for (size_t j = 0; j < 64; j += 16) {
-            __mmask16 lanes = i + j < count ? first_lanes(count - i - j) : 0;
-            __m512i x = _mm512_and_si512(_mm512_maskz_loadu_epi32(lanes, v + i + j), mask);
-            _mm_storeu_si128((__m128i *)(bytes + j), _mm512_cvtepi32_epi8(x));
-        }
-        __m512i twos = _mm512_maddubs_epi16(_mm512_loadu_si512(bytes), by_bytes);
-        _mm512_storeu_si512(fours + i / 4, _mm512_madd_epi16(twos, by_halves));
-    }
-    pack_lows(fours, (count + 3) / 4, 4 * l, lows);
-}
-
-/* Bits p_i = (v_i >> l) + i. The bits of 16 elements nearly always fit 64, counted from their first one; `word` is
-   the word that the next bits may still go into, at number `at`. */
-AVX512 static void pack_uppers(const uint32_t *v, size_t count, unsigned l, uint8_t *uppers, size_t upper_bits)
-{
-    const __m128i l_bits = _mm_cvtsi32_si128((int)l);
-    const __m512i one = _mm512_set1_epi64(1);
-    uint64_t word = 0, at = 0;
-    memset(uppers, 0, upper_bits / 8 + 16);
-    for (size_t i = 0; i < count; i += 16) {
-        const __mmask16 lanes = first_lanes(count - i);
-        const size_t end = count - i < 16 ? count : i + 16;
-        const uint64_t first = (v[i] >> l) + i, last = (v[end - 1] >> l) + end - 1;
-        const uint64_t here = first / 64, there = last / 64;
-        if (last - first < 64) {
-            __m512i p = _mm512_add_epi32(_mm512_srl_epi32(_mm512_maskz_loadu_epi32(lanes, v + i), l_bits), iota32());
-            p = _mm512_sub_epi32(p, _mm512_set1_epi32((int)(first - i)));
-            __m512i low = _mm512_maskz_sllv_epi64((__mmask8)lanes, one, _mm512_cvtepu32_epi64(_mm512_castsi512_si256(p)));
-            __m512i high = _mm512_maskz_sllv_epi64((__mmask8)(lanes >> 8), one, _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(p, 1)));
-            uint64_t bits = (uint64_t)_mm512_reduce_or_epi64(_mm512_or_si512(low, high));
-            uint64_t begun = (here == at ? word : 0) | bits << first % 64, next = bits >> 1 >> (63 - first % 64);
-            gtcb_put64(uppers + 8 * here, begun);
-            gtcb_put64(uppers + 8 * here + 8, next);
-            word = there == here ? begun : next;
-        } else {
-            for (size_t j = i; j < end; j++) {
-                size_t bit = (v[j] >> l) + j;
-                uppers[bit / 8] |= (uint8_t)(1u << bit % 8);
-            }
-            word = gtcb_get64(uppers + 8 * there);
-        }
-        at = there;
-    }
-}
-
-AVX512 static void pack(const uint32_t *v, size_t count, unsigned l, uint8_t *lows, uint8_t *uppers, size_t upper_bits)
-{
-    if (l > 25) {       /* gaps above 2^24 */
-        gtcb_scalar.pack(v, count, l, lows, uppers, upper_bits);
-        return;
-    }
-    if (l < 4)
-        pack_short_lows(v, count, l, lows);
-    else
-        pack_lows(v, count, l, lows);
-    pack_uppers(v, count, l, uppers, upper_bits);
-}
-
 /* -- unpack, apply --------------------------------------------------------------------------------------- */
 
 AVX512 static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits, size_t count, unsigned l, uint32_t *v)
@@ -367,7 +257,8 @@ AVX512 static size_t count_codes(const uint8_t *codes, size_t bytes) { return gt
 const gtcb_variant gtcb_avx512 = {
     .name = "avx512", .supported = supported,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
+    .widen = widen, .pack = gtcb_pack_avx512, .pack_narrow = gtcb_pack_narrow_avx512, .unpack = unpack, .keep = keep,
+    .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };
 #endif

@@ -89,6 +89,15 @@ static void pack(const uint32_t *v, size_t count, unsigned l, uint8_t *lows, uin
         *lows = (uint8_t)waiting;
 }
 
+static void pack_narrow(const uint16_t *words, uint16_t offset, size_t count, unsigned l, uint8_t *lows, uint8_t *uppers,
+                        size_t upper_bits)
+{
+    uint32_t v[GTCB_BLOCK];
+    for (size_t i = 0; i < count; i++)
+        v[i] = (uint16_t)(words[i] + offset);
+    pack(v, count, l, lows, uppers, upper_bits);
+}
+
 static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits, size_t count, unsigned l, uint32_t *v)
 {
     const uint32_t mask = (uint32_t)((UINT64_C(1) << l) - 1);
@@ -171,6 +180,7 @@ static size_t count_codes(const uint8_t *codes, size_t bytes)
 const gtcb_variant gtcb_scalar = {
     .name = "scalar", .supported = always,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .unpack = unpack, .keep = keep, .add = gtcb_add_each, .add_codes = add_codes, .divide = divide,
+    .widen = widen, .pack = pack, .pack_narrow = pack_narrow, .unpack = unpack, .keep = keep,
+    .add = gtcb_add_each, .add_codes = add_codes, .divide = divide,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };

@@ -99,22 +99,34 @@ static size_t next_run(const gtcb_staged *s, reader *r, size_t limit, const uint
 }
 
 /* v = 2 * (index - base) + negative; in 32 bits modulo 2^32, which is exact if the block is not wide. */
-static void gather(const gtcb_staged *s, reader *r, size_t count, uint64_t base, uint32_t *v)
+static void gather(const gtcb_staged *s, reader r, size_t count, uint64_t base, uint32_t *v)
 {
     const uint16_t *words;
     uint64_t first;
     for (size_t done = 0, run; done < count; done += run) {
-        run = next_run(s, r, count - done, &words, &first);
+        run = next_run(s, &r, count - done, &words, &first);
         s->variant->widen(words, run, (uint32_t)(2 * (first - base)), v + done);
     }
 }
 
-static void gather_wide(const gtcb_staged *s, reader *r, size_t count, uint64_t base, uint64_t *v)
+/* In 16 bits, which is exact if the block is narrow. */
+static void gather_narrow(const gtcb_staged *s, reader r, size_t count, uint64_t base, uint16_t *v)
 {
     const uint16_t *words;
     uint64_t first;
     for (size_t done = 0, run; done < count; done += run) {
-        run = next_run(s, r, count - done, &words, &first);
+        run = next_run(s, &r, count - done, &words, &first);
+        for (size_t i = 0; i < run; i++)
+            v[done + i] = (uint16_t)(words[i] + 2 * (first - base));
+    }
+}
+
+static void gather_wide(const gtcb_staged *s, reader r, size_t count, uint64_t base, uint64_t *v)
+{
+    const uint16_t *words;
+    uint64_t first;
+    for (size_t done = 0, run; done < count; done += run) {
+        run = next_run(s, &r, count - done, &words, &first);
         for (size_t i = 0; i < run; i++)
             v[done + i] = words[i] + 2 * (first - base);
     }
@@ -123,23 +135,35 @@ static void gather_wide(const gtcb_staged *s, reader *r, size_t count, uint64_t 
 /* Writes one block to out, which has room for GTCB_BLOCK_BYTES and the pad; returns its layout, *span its span. */
 static gtcb_layout pack_block(const gtcb_staged *s, reader *r, size_t count, uint64_t base, uint8_t *out, uint64_t *span)
 {
-    union { uint32_t narrow[GTCB_BLOCK + GTCB_SLACK]; uint64_t wide[GTCB_BLOCK]; } v;
+    union {
+        uint16_t narrow[GTCB_BLOCK + GTCB_SLACK];
+        uint32_t usual[GTCB_BLOCK + GTCB_SLACK];
+        uint64_t wide[GTCB_BLOCK];
+    } v;
     uint8_t uppers[GTCB_BLOCK * 3 / 8 + GTCB_PAD];
-    reader start = *r;
-    const uint16_t *words;
+    const reader start = *r;
+    const uint16_t *words = NULL;
     uint64_t first = 0;
-    for (size_t done = 0, run; done < count; done += run) {
+    size_t run = 0;
+    for (size_t done = 0; done < count; done += run) {
         run = next_run(s, r, count - done, &words, &first);
         *span = first + (words[run - 1] >> 1) + 1 - base;
     }
     gtcb_layout y = gtcb_block_layout(*span, count);
-    *r = start;
-    if (gtcb_is_wide(*span)) {
-        gather_wide(s, r, count, base, v.wide);
+    if (gtcb_is_narrow(*span)) {
+        uint16_t offset = (uint16_t)(2 * (first - base));
+        if (run < count) {      /* in several chunks; most are packed from where they lie */
+            gather_narrow(s, start, count, base, v.narrow);
+            words = v.narrow;
+            offset = 0;
+        }
+        s->variant->pack_narrow(words, offset, count, y.l, out, uppers, y.upper_bits);
+    } else if (gtcb_is_wide(*span)) {
+        gather_wide(s, start, count, base, v.wide);
         gtcb_pack_wide(v.wide, count, y.l, out, uppers, y.upper_bits);
     } else {
-        gather(s, r, count, base, v.narrow);
-        s->variant->pack(v.narrow, count, y.l, out, uppers, y.upper_bits);
+        gather(s, start, count, base, v.usual);
+        s->variant->pack(v.usual, count, y.l, out, uppers, y.upper_bits);
     }
     memcpy(out + y.lows_bytes, uppers, y.bytes - y.lows_bytes);
     return y;

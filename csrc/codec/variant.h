@@ -52,8 +52,12 @@ struct gtcb_variant {
 
     /* out[i] = words[i] + offset; may write GTCB_SLACK more. */
     void (*widen)(const uint16_t *words, size_t count, uint32_t offset, uint32_t *out);
-    /* The lows and uppers of a block whose v fit 32 bits; may write GTCB_PAD bytes beyond the end of each. */
+    /* The lows and uppers of a block whose v fit 32 bits; may read GTCB_SLACK entries beyond v[count] and write GTCB_PAD
+       bytes beyond the end of each. */
     void (*pack)(const uint32_t *v, size_t count, unsigned l, uint8_t *lows, uint8_t *uppers, size_t upper_bits);
+    /* The same for v = words + offset modulo 2^16, which is exact if the block is narrow. */
+    void (*pack_narrow)(const uint16_t *words, uint16_t offset, size_t count, unsigned l, uint8_t *lows, uint8_t *uppers,
+                        size_t upper_bits);
     /* The reverse, for a valid block. Up to GTCB_PAD bytes beyond the inputs are readable, and as many entries
        beyond v[count] writable. */
     void (*unpack)(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits, size_t count, unsigned l, uint32_t *v);
@@ -110,6 +114,7 @@ static inline gtcb_layout gtcb_block_layout(uint64_t span, uint64_t count)      
 /* Longest l of a block with 32-bit v is 32; lows and uppers then take at most this. */
 #define GTCB_BLOCK_BYTES (GTCB_BLOCK * (64 + 3) / 8)
 
+static inline bool gtcb_is_narrow(uint64_t span) { return span <= UINT64_C(1) << 15; }    /* v fit 16 bits */
 static inline bool gtcb_is_wide(uint64_t span) { return span >= UINT64_C(1) << 31; }  /* 2 * span exceeds 32 bits */
 static inline uint64_t gtcb_align8(uint64_t x) { return (x + 7) & ~UINT64_C(7); }
 static inline uint64_t gtcb_blocks(uint64_t sent) { return sent / GTCB_BLOCK + (sent % GTCB_BLOCK != 0); }

@@ -23,6 +23,7 @@ TESTS = {
     "format": ("test_format.c", [], SANITIZED),
     "loops": ("test_loops.c", [], PLAIN),
     "loops_sanitized": ("test_loops.c", [], SANITIZED),
+    "spans": ("test_spans.c", [], SANITIZED),
     "variants": ("test_variants.c", ["2"], PLAIN),
     "variants_sanitized": ("test_variants.c", ["1"], SANITIZED),
     "large": ("test_large.c", [], PLAIN),

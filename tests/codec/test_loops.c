@@ -4,6 +4,7 @@
 #include "counting.h"
 
 static uint64_t rng = 7;
+static unsigned long narrow[33];        /* narrow blocks of that l */
 
 static void check_pack(const gtcb_variant *v, size_t count, unsigned l)
 {
@@ -32,6 +33,19 @@ static void check_pack(const gtcb_variant *v, size_t count, unsigned l)
     v->pack(values, count, l, lows[1], uppers[1], upper_bits);
     CHECK(memcmp(lows[0], lows[1], low_bytes) == 0, "%s lows, count %zu l %u", under_test->name, count, l);
     CHECK(memcmp(uppers[0], uppers[1], upper_bytes) == 0, "%s uppers, count %zu l %u", under_test->name, count, l);
+
+    if (values[count - 1] <= UINT16_MAX) {
+        uint16_t words[GTCB_BLOCK + GTCB_SLACK];
+        const uint16_t offset = (uint16_t)random64(&rng);
+        for (size_t i = 0; i < GTCB_BLOCK + GTCB_SLACK; i++)        /* noise beyond them */
+            words[i] = (uint16_t)((i < count ? values[i] : random64(&rng)) - offset);
+        memset(lows[1], 0xAA, sizeof lows[1]);
+        memset(uppers[1], 0xAA, sizeof uppers[1]);
+        v->pack_narrow(words, offset, count, l, lows[1], uppers[1], upper_bits);
+        CHECK(memcmp(lows[0], lows[1], low_bytes) == 0, "%s narrow lows, count %zu l %u", under_test->name, count, l);
+        CHECK(memcmp(uppers[0], uppers[1], upper_bytes) == 0, "%s narrow uppers, count %zu l %u", under_test->name, count, l);
+        narrow[l]++;
+    }
 
     uint8_t *block = must(malloc(low_bytes + upper_bytes + GTCB_PAD));     /* as it lies in a body; the pad is noise */
     memcpy(block, lows[0], low_bytes);
@@ -168,6 +182,8 @@ int main(void)
             check_bytes(v, below(&rng, 100000), j % 8);
         }
     }
+    for (unsigned l = 1; l <= 15; l++)
+        CHECK(narrow[l] > 0, "no narrow block of l %u", l);
     check_all_ran(((1u << LOOPS) - 1) & ~(1u << STAGE));
     return 0;
 }
