@@ -157,6 +157,14 @@ class MpiExchange:
         """64 bits of the bytes of a contiguous array [n]."""
         return _core.checksum(array.view(np.uint8))
 
+    def block_update(self, block_delta, block_update, params, start, *, momentum, lr, nesterov) -> None:
+        """See gtcbmuf.backends.Codec.block_update."""
+        _core.block_update(block_delta, block_update, params, start, float(momentum), float(lr), nesterov, self.engine.threads)
+
+    def local_delta(self, model, block_update, params, out, *, momentum, nesterov) -> None:
+        """See gtcbmuf.backends.Codec.local_delta."""
+        _core.local_delta(model, block_update, params, out, float(momentum), nesterov, self.engine.threads)
+
     def post_encode(
         self, bucket, segments: Sequence, residual_in, residual_out, threshold, *,
         max_sent=None, dtype=None, mean_into=None, divisor=1,

@@ -161,6 +161,45 @@ static uint64_t checksum(Message data, nb::object variant_name)
     return gtcb_checksum(variant, data.data(), data.size());
 }
 
+// -- block filter ----------------------------------------------------------------------------------
+
+template <class Array> static auto vector_pointer(const Array &array, const ReadArray &like, const char *what)
+{
+    if (array.ndim() != 1 || array.size() != like.size() || array.dtype() != like.dtype())
+        throw nb::value_error((std::string(what) + ": all arrays are [n], of one length and one dtype").c_str());
+    return array.data();
+}
+
+static gtcb_block_filter filter_of(const ReadArray &in, double momentum, double lr, bool nesterov)
+{
+    const bool single = is_dtype(in, nb::dlpack::dtype_code::Float, 32);
+    if (!single && !is_dtype(in, nb::dlpack::dtype_code::Float, 64))
+        throw nb::type_error("the vectors of a block filter are float32 or float64");
+    return {single ? GTCB_F32 : GTCB_F64, in.size(), momentum, lr, nesterov};
+}
+
+static void block_update(ReadArray block_delta, WriteArray update, WriteArray params, WriteArray start, double momentum, double lr,
+                         bool nesterov, size_t threads)
+{
+    const gtcb_executor *executor = executor_with(threads);
+    const gtcb_block_filter filter = filter_of(block_delta, momentum, lr, nesterov);
+    void *const delta = vector_pointer(update, block_delta, "block_update");
+    void *const w = vector_pointer(params, block_delta, "params"), *const out = vector_pointer(start, block_delta, "start");
+    nb::gil_scoped_release released;
+    check(gtcb_block_update(&filter, block_delta.data(), delta, w, out, executor));
+}
+
+static void local_delta(ReadArray model, ReadArray update, ReadArray params, WriteArray out, double momentum, bool nesterov,
+                        size_t threads)
+{
+    const gtcb_executor *executor = executor_with(threads);
+    const gtcb_block_filter filter = filter_of(model, momentum, 0, nesterov);
+    const void *const delta = vector_pointer(update, model, "block_update"), *const w = vector_pointer(params, model, "params");
+    void *const found = vector_pointer(out, model, "out");
+    nb::gil_scoped_release released;
+    check(gtcb_local_delta(&filter, model.data(), delta, w, found, executor));
+}
+
 static nb::list variants()
 {
     nb::list list;
@@ -186,6 +225,10 @@ void bind_codec(nb::module_ &m)
     m.def("max_sent", gtcb_max_sent, "elements"_a, "cap_bytes"_a);
     m.def("message_capacity", gtcb_message_capacity, "elements"_a);
     m.def("checksum", checksum, "data"_a.noconvert(), "variant"_a.none() = nb::none());
+    m.def("block_update", block_update, "block_delta"_a.noconvert(), "block_update"_a.noconvert(), "params"_a.noconvert(),
+          "start"_a.noconvert(), "momentum"_a, "lr"_a, "nesterov"_a, "threads"_a = 1);
+    m.def("local_delta", local_delta, "model"_a.noconvert(), "block_update"_a.noconvert(), "params"_a.noconvert(),
+          "out"_a.noconvert(), "momentum"_a, "nesterov"_a, "threads"_a = 1);
     m.def("variants", variants);
     m.def("best_variant", [] { return gtcb_variant_name(gtcb_variant_best()); });
 }

@@ -1,4 +1,4 @@
-/* The codec: gradients to messages and back. Pure C11: no MPI, no Python, no threads, no malloc.
+/* The codec: gradients to messages and back; and the block filter. Pure C11: no MPI, no Python, no threads, no malloc.
    The bytes are specified in docs/message-format.md; every variant gives the same ones. */
 #ifndef GTCB_CODEC_H
 #define GTCB_CODEC_H
@@ -138,6 +138,24 @@ size_t gtcb_mean_scratch_bytes(size_t count, const gtcb_executor *executor);
 /* target[i] = (0 + q + q + ...) / divisor in one pass over the targets: the bits of clearing, gtcb_decode_add and a
    division. Refuses what that refuses, and then writes nothing. */
 gtcb_status gtcb_decode_mean(const gtcb_variant *v, const gtcb_mean_job *job, const gtcb_executor *executor);
+
+/* -- block filter -------------------------------------------------------------------------------- */
+
+/* BMUF's equations (docs/algorithms.md), element by element; every operation is rounded to the dtype by itself. All arrays are
+   [elements], float32 or float64 (GTCB_F32, GTCB_F64), and apart from each other unless they are said to be allowed the same. */
+typedef struct gtcb_block_filter {
+    gtcb_dtype dtype;
+    uint64_t elements;
+    double momentum, lr;       /* η, ζ; rounded to the dtype */
+    bool nesterov;
+} gtcb_block_filter;
+
+/* Δ = η·Δ + ζ·G;  W = W + Δ;  start = W + η·Δ, or W if not nesterov. start may be G. */
+gtcb_status gtcb_block_update(const gtcb_block_filter *filter, const void *block_delta /* G */, void *block_update /* Δ */,
+                              void *params /* W */, void *start, const gtcb_executor *executor);
+/* delta = model - (W + η·Δ), or model - W if not nesterov. delta may be model. */
+gtcb_status gtcb_local_delta(const gtcb_block_filter *filter, const void *model, const void *block_update, const void *params,
+                             void *delta, const gtcb_executor *executor);
 
 uint64_t gtcb_checksum(const gtcb_variant *v, const void *data, size_t bytes);   /* S of the format */
 

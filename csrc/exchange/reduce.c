@@ -3,10 +3,11 @@
    order of the additions is the same, so the bits are too, whatever the number of ranks that own.
 
    round 0    header and part of each shard, to its owner; a very short array has come with the headers
-   round 1    header and result in one, from each owner to all; long ones around the ring
+   round 1    header and result of each shard, from its owner to all; long ones around the ring
 
-   A rank that finds a part unsound still takes part in round 1, with a farewell in place of its result, so that
-   all ranks end this operation, and soon. The caller's array is written last, when everything is here and sound. */
+   A rank that finds a part unsound still takes part in round 1, with a farewell for a header, so that all ranks end this
+   operation, and soon. Results land in the caller's array, whose parts have gone by then: after an error in either round it
+   holds nothing of use. What headers refuse, a NaN or another operation, leaves it as it was. */
 #include "exchange/internal.h"
 
 #define SUM_BLOCK 4096             /* elements added at a time: their float64 sums stay in the first cache */
@@ -31,9 +32,10 @@ static uint8_t *part_header(gtcb_op *op, uint32_t i) { return op->own.data + (si
 static uint8_t *part(gtcb_op *op, uint32_t i) { return (uint8_t *)op->array + shard(op, i).first * gtcb_raw_bytes(op->element); }
 static size_t part_bytes(const gtcb_op *op, uint32_t i) { return shard(op, i).count * gtcb_raw_bytes(op->element); }
 
-/* A slot per rank: header and body of what it sends to this rank, first its part of the own shard, then the
-   result of its shard. The own slot has the own result. */
-static size_t stride(const gtcb_op *op) { return GTCB_HEADER_BYTES + (part_bytes(op, 0) + 63) / 64 * 64; }
+static uint8_t *result_header(gtcb_op *op, uint32_t i) { return part_header(op, shards(op) + i); }
+
+/* A slot per rank: header and body of its part of the own shard. */
+static size_t stride(const gtcb_op *op) { return GTCB_HEADER_BYTES + (part_bytes(op, own_shard(op)) + 63) / 64 * 64; }
 static uint8_t *slot_of(gtcb_op *op, uint32_t rank) { return op->bodies.data + rank * stride(op); }
 
 static gtcb_status prepare_short(gtcb_op *op)
@@ -53,7 +55,7 @@ static gtcb_status prepare_short(gtcb_op *op)
 static gtcb_status prepare(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    if (gtcb_buffer_need(&op->own, (size_t)shards(op) * GTCB_HEADER_BYTES) ||
+    if (gtcb_buffer_need(&op->own, (size_t)2 * shards(op) * GTCB_HEADER_BYTES) ||
         gtcb_buffer_need(&op->bodies, stride(op) * x->size))
         return GTCB_NO_MEMORY;
     if (is_short(op))
@@ -115,7 +117,8 @@ static void arrived(gtcb_op *op, uint32_t slot)
 {
     bool results = op->phase == 1;
     gtcb_ring_pass_on(op);
-    uint8_t *header = slot_of(op, slot), *body = header + GTCB_HEADER_BYTES;
+    uint8_t *header = results ? result_header(op, slot) : slot_of(op, slot);
+    uint8_t *body = results ? part(op, slot) : header + GTCB_HEADER_BYTES;
     size_t bytes = part_bytes(op, results ? slot : own_shard(op));
     if (bytes && atomic_exchange(&op->exchange->corrupt_next, false))
         body[bytes / 2] ^= 1;
@@ -149,7 +152,7 @@ static uint16_t narrow(float x)
             for (size_t k = 0; k < count; k++)                                                               \
                 acc[k] += weight * (double)FROM(x[k]);                                                       \
         }                                                                                                    \
-        TYPE *out = (TYPE *)(slot_of(op, me) + GTCB_HEADER_BYTES) + first;                                   \
+        TYPE *out = (TYPE *)part(op, own_shard(op)) + first;                                                 \
         for (size_t k = 0; k < count; k++)                                                                   \
             out[k] = TO((ROUND)(op->operation == GTCB_MEAN ? acc[k] / divisor : acc[k]));                    \
     }
@@ -183,45 +186,34 @@ static void add_parts(gtcb_op *op)
 static gtcb_spans result(gtcb_op *op, uint32_t rank)
 {
     size_t bytes = part_bytes(op, rank);
-    return (gtcb_spans){{{slot_of(op, rank), bytes ? GTCB_HEADER_BYTES + bytes : 0}}};
+    return (gtcb_spans){{{result_header(op, rank), bytes ? GTCB_HEADER_BYTES : 0}, {part(op, rank), bytes}}};
 }
 
 /* The result's header: as bytes, because a sum may overflow to infinity, and that is then the result. */
 static gtcb_status send_results(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    size_t own_bytes = part_bytes(op, x->rank);
-    uint8_t *own = slot_of(op, x->rank);
+    uint8_t *header = result_header(op, x->rank);
     op->phase = 1;
     if (op->failure.status)
-        gtcb_write_farewell(x, &op->failure, op->sequence, own);
+        gtcb_write_farewell(x, &op->failure, op->sequence, header);
     else {
-        gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, own + GTCB_HEADER_BYTES, own_bytes, x->rank,
-                                                   op->sequence, gtcb_pack_bucket(GTCB_RESULT, op->element, op->bucket), x->rank, own);
+        gtcb_status status = gtcb_write_raw_header(x->engine->settings.variant, GTCB_BYTES, part(op, x->rank), part_bytes(op, x->rank),
+                                                   x->rank, op->sequence, gtcb_pack_bucket(GTCB_RESULT, op->element, op->bucket),
+                                                   x->rank, header);
         if (status)
             return gtcb_op_fail(op, status, x->rank, "result: %s", gtcb_status_text(status));
     }
-    return gtcb_spread(op, GTCB_HEADER_BYTES + part_bytes(op, 0));
+    return gtcb_spread(op, part_bytes(op, 0));
 }
 
 static gtcb_status proceed(gtcb_op *op)
 {
-    gtcb_exchange *x = op->exchange;
-    if (op->phase == 0) {
-        if (!op->failure.status)
-            add_parts(op);
-        if (!is_direct(op)) {
-            gtcb_status status = send_results(op);
-            if (status || !gtcb_batch_is_over(&op->batch))
-                return status;
-        }
-    }
-    if (op->failure.status)
+    if (op->phase == 1)
         return GTCB_OK;
-    for (uint32_t i = 0; i < shards(op); i++)
-        if (part_bytes(op, i))
-            memcpy(part(op, i), slot_of(op, is_direct(op) ? x->rank : i) + GTCB_HEADER_BYTES, part_bytes(op, i));
-    return GTCB_OK;
+    if (!op->failure.status)
+        add_parts(op);
+    return is_direct(op) ? GTCB_OK : send_results(op);
 }
 
 const gtcb_op_class gtcb_allreduce_class = {prepare, begin, arrived, proceed, result};

@@ -103,14 +103,15 @@ gtcb_status gtcb_spread(gtcb_op *op, size_t longest)
     if (gtcb_goes_around(x, longest))
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
-    gtcb_span own = op->class->spans(op, x->rank).of[0];
+    const gtcb_spans own = op->class->spans(op, x->rank);
     for (uint32_t i = 1; i < x->size && !status; i++) {
         uint32_t before = gtcb_peer(x, x->size - i);
-        gtcb_span coming = op->class->spans(op, before).of[0];
+        const gtcb_spans coming = op->class->spans(op, before);
         op->batch.round++;
-        status = gtcb_op_send(op, own.data, own.bytes, gtcb_peer(x, i), op->phase);
-        if (!status)
-            status = gtcb_op_expect(op, coming.data, coming.bytes, before, op->phase, before);
+        for (size_t k = 0; k < 2 && !status; k++)
+            status = gtcb_op_send(op, own.of[k].data, own.of[k].bytes, gtcb_peer(x, i), op->phase);
+        for (size_t k = 0; k < 2 && !status; k++)
+            status = gtcb_op_expect(op, coming.of[k].data, coming.of[k].bytes, before, op->phase, before);
     }
     return status;
 }

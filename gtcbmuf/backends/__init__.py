@@ -45,7 +45,7 @@ __all__ = [
 
 
 class Codec(Protocol):
-    """Gradients to messages and back, as docs/message-format.md says.
+    """Gradients to messages and back, as docs/message-format.md says; and the block filter's arithmetic.
 
     Wrong arguments raise TypeError or ValueError, saying what was found and the cure.
     """
@@ -106,6 +106,22 @@ class Codec(Protocol):
 
     def checksum(self, data: np.ndarray) -> int:
         """S of docs/message-format.md, 64 bits, of contiguous uint8 [n]."""
+
+    def block_update(
+        self, block_delta: np.ndarray, block_update: np.ndarray, params: np.ndarray, start: np.ndarray, *,
+        momentum: float, lr: float, nesterov: bool,
+    ) -> None:  # fmt: skip
+        """BMUF's equations (docs/algorithms.md): Δ = η·Δ + ζ·G; W = W + Δ; start = W + η·Δ, or W if not nesterov.
+
+        block_delta G, block_update Δ, params W, start: [n], contiguous, all float32 or all float64, apart from each
+        other; but start may be block_delta. Every operation is rounded to that dtype by itself; momentum η and lr ζ are.
+        """
+
+    def local_delta(
+        self, model: np.ndarray, block_update: np.ndarray, params: np.ndarray, out: np.ndarray, *,
+        momentum: float, nesterov: bool,
+    ) -> None:  # fmt: skip
+        """out = model - (W + η·Δ), or model - W if not nesterov. Arrays as in block_update; out may be model."""
 
 
 _NOT_BUILT = "back end native: the extension gtcbmuf._core is not built"

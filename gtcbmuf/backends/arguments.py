@@ -84,6 +84,17 @@ def dense(array) -> np.ndarray:
     return array
 
 
+def block_vectors(**vectors) -> None:
+    """Of a block filter: [n], all float32 or all float64. The first one's n and dtype are what the others must have."""
+    [(first, like), *_] = vectors.items()
+    for name, vector in vectors.items():
+        _vector(name, vector)
+        if dtype_name(vector.dtype) not in ("float32", "float64") or vector.dtype != like.dtype:
+            raise TypeError(f"{name} has dtype {vector.dtype}; all vectors are float32, or all float64")
+        if len(vector) != len(like):
+            raise ValueError(f"{name} has {len(vector)} elements, {first} has {len(like)}")
+
+
 def integer(name: str, value, bits: int) -> int:
     """An unsigned integer of so many bits."""
     try:

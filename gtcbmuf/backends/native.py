@@ -99,6 +99,16 @@ class NativeCodec:
         """See gtcbmuf.backends.Codec.checksum."""
         return _core.checksum(data, self.variant)
 
+    def block_update(self, block_delta, block_update, params, start, *, momentum, lr, nesterov) -> None:
+        """See gtcbmuf.backends.Codec.block_update."""
+        arguments.block_vectors(block_delta=block_delta, block_update=block_update, params=params, start=start)
+        _core.block_update(block_delta, block_update, params, start, float(momentum), float(lr), nesterov, self.threads)
+
+    def local_delta(self, model, block_update, params, out, *, momentum, nesterov) -> None:
+        """See gtcbmuf.backends.Codec.local_delta."""
+        arguments.block_vectors(model=model, block_update=block_update, params=params, out=out)
+        _core.local_delta(model, block_update, params, out, float(momentum), nesterov, self.threads)
+
 
 def variants() -> list[tuple[str, bool]]:
     """(name, whether this CPU supports it) of each variant in the extension, scalar first."""
@@ -118,3 +128,4 @@ encode, raw = _default.encode, _default.raw
 read_header, validate, decode_add = _default.read_header, _default.validate, _default.decode_add
 bound, max_sent = _default.bound, _default.max_sent
 message_capacity = _default.message_capacity
+block_update, local_delta = _default.block_update, _default.local_delta

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from gtcbmuf.backends import arguments, layout
+from gtcbmuf.backends.blocks import block_update, local_delta
 from gtcbmuf.backends.kernels_numpy import FAULTS
 from gtcbmuf.backends.layout import (
     DENSE,
@@ -35,10 +36,12 @@ if sys.byteorder != "little":
     raise ImportError("gtcbmuf needs a little-endian machine: messages are read where they lie")
 
 __all__ = [
+    "block_update",
     "bound",
     "checksum",
     "decode_add",
     "encode",
+    "local_delta",
     "max_sent",
     "message_capacity",
     "raw",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gtcbmuf.policy.worker import Exchange
+
 if TYPE_CHECKING:
     from gtcbmuf.policy.bmuf import BMUF
-
-PART = 1 << 15  # elements at a time, which stay in a cache from one operation to the next
 
 
 class BlockFilter:
@@ -18,10 +17,11 @@ class BlockFilter:
 
         Δ ← η·Δ + ζ·G        W ← W + Δ        W_start = W + η·Δ (Nesterov)  or  W
 
-    G, the block delta, is measured from W_start, but applied to W.
+    G, the block delta, is measured from W_start, but applied to W. What passes over whole vectors is the exchange's to
+    compute (docs/layers.md): in one pass, where it can.
     """
 
-    def __init__(self, settings: BMUF, participants: int, params: np.ndarray):
+    def __init__(self, settings: BMUF, participants: int, params: np.ndarray, exchange: Exchange):
         momentum = settings.block_momentum
         number = params.dtype.type
         self.momentum = number(1 - 1 / participants if momentum is None else momentum)
@@ -29,39 +29,29 @@ class BlockFilter:
         self.nesterov = settings.nesterov
         self.params = params.copy()  # W
         self.block_update = np.zeros_like(params)  # Δ
+        self._exchange = exchange
 
-    def start(self, part: slice, room: np.ndarray) -> np.ndarray:
-        """W_start of some elements, in `room` unless it is there already."""
+    def start(self) -> np.ndarray:
+        """W_start, in a vector of its own."""
         if not self.nesterov:
-            return self.params[part]
-        start = room[: part.stop - part.start]
-        np.multiply(self.block_update[part], self.momentum, out=start)
-        start += self.params[part]
+            return self.params.copy()
+        start = self.block_update * self.momentum
+        start += self.params
         return start
 
     def room(self, dtype: np.dtype) -> np.ndarray:
         """[elements], where G comes in on a rank that took no part in the mean."""
         return np.empty(len(self.params), dtype)
 
-    def update(self, block_delta: np.ndarray) -> None:
-        """G in; it is used up."""
-        for part in _parts(block_delta):
-            self.block_update[part] *= self.momentum
-            block_delta[part] *= self.lr
-            self.block_update[part] += block_delta[part]
-            self.params[part] += self.block_update[part]
+    def update(self, block_delta: np.ndarray) -> np.ndarray:
+        """G in, which is used up; gives the new W_start, in its place, to be read only."""
+        self._exchange.block_update(
+            block_delta, self.block_update, self.params, block_delta, momentum=self.momentum, lr=self.lr, nesterov=self.nesterov
+        )
+        return block_delta
 
     def subtract_start(self, vector: np.ndarray) -> None:
         """vector - W_start, in place."""
-        room = np.empty(PART, vector.dtype)
-        for part in _parts(vector):
-            vector[part] -= self.start(part, room)
-
-    def copy_start(self, out: np.ndarray) -> None:
-        room = np.empty(PART, out.dtype)
-        for part in _parts(out):
-            out[part] = self.start(part, room)
-
-
-def _parts(vector: np.ndarray) -> Iterator[slice]:
-    return (slice(at, min(at + PART, len(vector))) for at in range(0, len(vector), PART))
+        self._exchange.local_delta(
+            vector, self.block_update, self.params, vector, momentum=self.momentum, nesterov=self.nesterov
+        )

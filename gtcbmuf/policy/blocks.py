@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from gtcbmuf.errors import NonFiniteError, RankFailedError, SettingsError
 from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
-from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite, like
+from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite
+from gtcbmuf.policy.blockstate import BlockState
 from gtcbmuf.policy.blocksurvivor import BlockSurvivor
 from gtcbmuf.policy.layout import Layout
 from gtcbmuf.policy.replicas import check_replicas
 from gtcbmuf.policy.sides import Sides
-from gtcbmuf.policy.state import check_like
 from gtcbmuf.policy.worker import Exchange, Model, Ticket, wait_all
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ class Rows(NamedTuple):
     samples: np.ndarray
 
 
-class Blocks(BlockSurvivor):
+class Blocks(BlockState, BlockSurvivor):
     """Blocks of steps, in which every rank is a participant."""
 
     whole_next = False
-    make_filter: Callable[..., BlockFilter] = BlockFilter  # (settings, participants, W)
+    make_filter: Callable[..., BlockFilter] = BlockFilter  # (settings, participants, W, exchange)
 
     def __init__(
         self, settings: BMUF, layout: Layout, world: Exchange,
@@ -47,7 +47,7 @@ class Blocks(BlockSurvivor):
         self.shard = shard or slice(0, layout.elements)  # of the mean, that they exchange
         self.filter: BlockFilter | None = None
         self.mean: BlockMean | None = None  # of ranks that take part, once begun
-        self._used_up: np.ndarray | None = None  # the last G, whose memory W_start may take
+        self._began: np.ndarray | None = None  # W_start as the filter has just made it, until the model has it; read only
         self.origin: np.ndarray | None = None  # overlap: S_i, where this rank began the block
         self.under_way = False  # overlap: the mean of the block before
         self.steps = self.samples = 0  # of the running block
@@ -70,7 +70,8 @@ class Blocks(BlockSurvivor):
 
     def begin(self, vector: np.ndarray) -> None:
         """The model as all ranks have it becomes W; Δ is 0."""
-        self.filter = self.make_filter(self.settings, len(self.leaders), vector)
+        self.filter = self.make_filter(self.settings, len(self.leaders), vector, self.world)
+        self._began = None
         if self.participants is not None:
             self.mean = self._make_mean()
         if self.settings.sync_overlap:
@@ -97,7 +98,7 @@ class Blocks(BlockSurvivor):
     def finalize(self, model: Model) -> Iterator[None]:
         """W, not W_start, to the model when all ranks are here."""
         yield from self._wait_for_all(model)
-        self._used_up = None
+        self._began = None
         model.write(self.filter.params)
         self.finalized = True
 
@@ -122,19 +123,20 @@ class Blocks(BlockSurvivor):
 
     def reopen(self, model: Model) -> None:
         """When all ranks are here: on from W_start."""
-        vector = self.start()
+        vector = self._take_start()
         if self.settings.sync_overlap:
             self.origin = vector
         model.write(vector)
         self.finalized = False
 
-    def start(self, room: np.ndarray | None = None) -> np.ndarray:
-        """W_start, in `room` if that is large enough."""
-        vector = room
-        if vector is None or len(vector) != self.layout.elements:
-            vector = np.empty_like(self.filter.params)
-        self.filter.copy_start(vector)
-        return vector
+    def start(self) -> np.ndarray:
+        """W_start, in a vector of the caller's."""
+        return self.filter.start()
+
+    def _take_start(self) -> np.ndarray:
+        """W_start, to be read only: as the filter left it, or made anew."""
+        began, self._began = self._began, None
+        return self.start() if began is None else began
 
     def _meet(self, steps: int, samples: int) -> Generator[None, None, Rows]:
         """What every rank brings to the end of a block."""
@@ -150,8 +152,7 @@ class Blocks(BlockSurvivor):
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
-        room, self._used_up = self._used_up, None
-        model.write(self.start(room) if self.origin is None else self.origin)
+        model.write(self._take_start() if self.origin is None else self.origin)
         model.at_block_boundary()
         if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
             yield from self._check_shared()
@@ -195,8 +196,7 @@ class Blocks(BlockSurvivor):
         self._check_finite(found[:, 0], sides.tickets)
         if self.under_way:
             yield from self._arrive(())
-        self.origin = self.start()
-        self.origin += delta
+        self.origin = self._take_start() + delta
         if self.mean is not None:
             with contextlib.suppress(RankFailedError):  # what follows will meet it; and survivors send it again
                 self.mean.post(parcel, weight)
@@ -237,8 +237,7 @@ class Blocks(BlockSurvivor):
 
     def _apply(self, mean: np.ndarray) -> None:
         """G, as it travelled, into the filter."""
-        self._used_up = as_model(mean, self.layout.vector_dtype)
-        self.filter.update(self._used_up)
+        self._began = self.filter.update(as_model(mean, self.layout.vector_dtype))
         self.under_way = False
 
     def _first_non_finite(self, delta: np.ndarray, parcel: Parcel | None) -> int:
@@ -273,51 +272,3 @@ class Blocks(BlockSurvivor):
             return NonFiniteError(error.rank, error.bucket, error.index, name)
         index = self.shard.start + error.index
         return NonFiniteError(self.leaders[error.rank], 0, index, self.layout.name_at(index))
-
-    # -- state --------------------------------------------------------------------------------------
-
-    def state(self) -> dict[str, Any] | None:
-        """global_params (W), block_update (Δ): the same on every rank; the rest: this rank's."""
-        if not self.begun:
-            return None
-        mean = self.mean and self.mean.state(self.under_way)
-        return self._state(self.filter.params, self.filter.block_update, self.origin, mean)
-
-    def _state(self, params, block_update, origin, mean) -> dict[str, Any]:
-        state = {
-            "global_params": params,
-            "block_update": block_update,
-            "steps": self.steps,
-            "samples": self.samples,
-            "blocks": self.blocks,
-            "finalized": self.finalized,
-        }
-        if self.settings.sync_overlap:
-            state |= {"origin": origin, "under_way": self.under_way}
-        if self.settings.sync_overlap or self.settings.sync_dtype:
-            state["mean"] = mean
-        return state
-
-    def check_state(self, state: dict[str, Any] | None) -> None:
-        if state is None:  # saved before W was taken
-            return
-        vector = like(self.layout.elements, self.layout.vector_dtype)
-        mean = None
-        if self.participants is not None:
-            mean = self._make_mean().like(isinstance(state, dict) and state.get("under_way", False))
-        check_like(state, self._state(vector, vector, vector, mean), "blocks")
-
-    def load(self, state: dict[str, Any] | None) -> None:
-        if state is None:
-            self.filter = self.mean = self.origin = None
-            self.under_way = self.finalized = False
-            self.steps = self.samples = self.blocks = 0
-            return
-        self.begin(state["global_params"])
-        self.filter.block_update[:] = state["block_update"]
-        self.steps, self.samples = state["steps"], state["samples"]
-        self.blocks, self.finalized = state["blocks"], state["finalized"]
-        if self.settings.sync_overlap:
-            self.origin, self.under_way = state["origin"].copy(), state["under_way"]
-        if self.mean is not None and state.get("mean") is not None:
-            self.mean.load(state["mean"])

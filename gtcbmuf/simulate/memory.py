@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gtcbmuf.policy import Worker
+from gtcbmuf.policy import Exchange, Worker
 from gtcbmuf.policy.blockfilter import BlockFilter
 from gtcbmuf.policy.bmuf import BMUF
 from gtcbmuf.policy.gradients import Lane
@@ -48,9 +48,9 @@ class Sharing:
         spare = self._spares.setdefault((team, lane.bucket.index), Spare(lane.spare))
         return TeamLane(lane, spare)
 
-    def _make_filter(self, settings: BMUF, participants: int, params: np.ndarray) -> CommonFilter:
+    def _make_filter(self, settings: BMUF, participants: int, params: np.ndarray, exchange: Exchange) -> CommonFilter:
         if self._filter is None:
-            self._filter = CommonFilter(settings, participants, params, self._workers)
+            self._filter = CommonFilter(settings, participants, params, exchange, self._workers)
         return self._filter
 
 
@@ -90,8 +90,8 @@ class TeamLane(GTCLane):
 class CommonFilter(BlockFilter):
     """W, Δ and W_start, which all workers compute alike: the first one's serve all."""
 
-    def __init__(self, settings: BMUF, participants: int, params: np.ndarray, workers: int):
-        super().__init__(settings, participants, params)
+    def __init__(self, settings: BMUF, participants: int, params: np.ndarray, exchange: Exchange, workers: int):
+        super().__init__(settings, participants, params, exchange)
         self._workers, self._calls = workers, 0
         self._start: np.ndarray | None = None  # of the running block, once it was asked for
         self._room: np.ndarray | None = None  # for G, which all groups receive alike
@@ -101,13 +101,19 @@ class CommonFilter(BlockFilter):
             self._room = super().room(dtype)
         return self._room
 
-    def start(self, part: slice, room: np.ndarray) -> np.ndarray:
-        if self._start is None:
-            self._start = super().start(slice(0, len(self.params)), np.empty_like(self.params))
-        return self._start[part]
+    def start(self) -> np.ndarray:
+        return self._common_start().copy()
 
-    def update(self, block_delta: np.ndarray) -> None:
+    def _common_start(self) -> np.ndarray:
+        if self._start is None:
+            self._start = super().start()
+        return self._start
+
+    def update(self, block_delta: np.ndarray) -> np.ndarray:
         if self._calls % self._workers == 0:
-            super().update(block_delta)
-            self._start = self._room = None
+            self._start, self._room = super().update(block_delta), None
         self._calls += 1
+        return self._start
+
+    def subtract_start(self, vector: np.ndarray) -> None:
+        vector -= self._common_start()

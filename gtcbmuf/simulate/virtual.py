@@ -87,6 +87,12 @@ class VirtualExchange:
     def checksum(self, array) -> int:
         return self._channel.codec.checksum(array.view(np.uint8))
 
+    def block_update(self, block_delta, block_update, params, start, **settings) -> None:
+        self._channel.codec.block_update(block_delta, block_update, params, start, **settings)
+
+    def local_delta(self, model, block_update, params, out, **settings) -> None:
+        self._channel.codec.local_delta(model, block_update, params, out, **settings)
+
     def post_encode(
         self, bucket, segments, residual_in, residual_out, threshold, *, max_sent=None, dtype=None,
         mean_into=None, divisor=1,
