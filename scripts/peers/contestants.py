@@ -48,7 +48,8 @@ class Contestant:
     turn: Callable[[bool], None] = lambda begins: None
     steps: int = 0
 
-    def step(self, gradients: work.Gradients, seconds: float) -> None:
+    def step(self, gradients, seconds: float) -> None:
+        """gradients.work(number of the step, seconds) is a work.Work: of work.Gradients, or of a task that computes them."""
         self.optimizer.zero_grad()
         self.wrapped(gradients.work(self.steps, seconds)).backward()
         self.optimizer.step()
@@ -86,6 +87,10 @@ def _ours(job: dict, strategy, **settings) -> Contestant:
     model, optimizer = _model(job)
     wrapped = ours.DistributedOptimizer(optimizer, model.named_parameters(), strategy)
     return Contestant(model, model, wrapped, **settings)
+
+
+def dense(job: dict) -> Contestant:
+    return _ours(job, ours.Dense())
 
 
 def _gtc(job: dict) -> ours.GTC:
@@ -162,9 +167,9 @@ def ddp_bf16(job: dict) -> Contestant:
     return _ddp(job, _bf16, checks=((1, BFLOAT16),))
 
 
-def power_sgd(job: dict) -> Contestant:
+def power_sgd(job: dict, rank: int = 2) -> Contestant:
     """Its first two steps are dense, which it asks for; in one bucket, as several abort on gloo."""
-    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+    state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=rank, start_powerSGD_iter=2)
     return _ddp(job, powerSGD_hook.powerSGD_hook, state, checks=((1, EXACT), (2, None)), bucket_cap_mb=1000)
 
 

@@ -25,9 +25,14 @@ def lstm(name: str, inputs: int, units: int) -> dict[str, tuple[int, ...]]:
             f"{name}_bias_ih": (4 * units,), f"{name}_bias_hh": (4 * units,)}  # fmt: skip
 
 
+def acoustic(units: int) -> list[dict[str, tuple[int, ...]]]:
+    """The model of the speech task, its parameters in the order of scripts/speech/model.py."""
+    return [lstm("lstm0", 120, units), lstm("lstm1", units, units), linear("output", units, 68)]
+
+
 SIDES = (1024, *6 * (2048,), 1024)
 MODELS = {  # layers from input to output, each with its parameters by name
-    "LSTM": [lstm("lstm0", 120, 512), lstm("lstm1", 512, 512), linear("output", 512, 68)],
+    "LSTM": acoustic(512),
     "MLP": [linear(f"linear{i}", *sides) for i, sides in enumerate(zip(SIDES, SIDES[1:]))],
 }
 
@@ -109,14 +114,14 @@ class Gradients:
         for number, row in enumerate(self.flat):
             np.random.default_rng([1, rank, number]).standard_normal(out=row, dtype=np.float32)
             row *= scale
-        self.layers = [_by_layer(torch.from_numpy(row), MODELS[model]) for row in self.flat]
+        self.layers = [by_layer(torch.from_numpy(row), MODELS[model]) for row in self.flat]
         self.sample = self.flat[:, ::STRIDE].copy()
 
     def work(self, step: int, seconds: float) -> Work:
         return Work(self.layers[step % ROTATION], seconds)
 
 
-def _by_layer(flat: torch.Tensor, layers) -> list[list[torch.Tensor]]:
+def by_layer(flat: torch.Tensor, layers) -> list[list[torch.Tensor]]:
     at, found = 0, []
     for layer in layers:
         found.append([])

@@ -177,7 +177,7 @@ typedef struct {
     float gates[STEPS][G], cell[STEPS][H], tanh_cell[STEPS][H], out[STEPS][H];
 } course;
 
-static float transposed[G * INPUTS];
+static float transposed[G * (H > INPUTS ? H : INPUTS)]; /* the second layer has H inputs */
 
 /* x: rows of `width` floats, of which `inputs` count */
 static void forward(int steps, int inputs, int width, const float *x, layer w, course *c) {

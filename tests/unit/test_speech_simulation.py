@@ -29,7 +29,7 @@ def speech():
     return data.load()
 
 
-@pytest.mark.parametrize("hidden", [16, 96])
+@pytest.mark.parametrize("hidden", [16, 96, 272])
 def test_the_gradient_is_that_of_autograd(speech, hidden):
     """At the start and further on, for whole sequences and for the short ends of utterances."""
     problem = SpeechProblem(speech, hidden=hidden, seed=3)
