@@ -37,7 +37,7 @@ class DeviceLane(GTCLane):
 
     def post(self, segments: Sequence, whole: bool = False, in_place: bool = False):
         """See GTCLane.post; whole: by way of the host."""
-        self._begin((), whole, False)
+        self._begin(whole)
         if not whole:
             dtype = "bfloat16" if self.bucket.dtype == "bfloat16" else None
             return self._encode(segments, self.threshold, max_sent=self.cap, dtype=dtype)
@@ -49,7 +49,7 @@ class DeviceLane(GTCLane):
 
     def post_nothing(self, whole: bool = False):
         """See GTCLane.post_nothing. r + 0 is r, whatever dtype the 0 has."""
-        self._begin((), whole, False)
+        self._begin(whole)
         if not whole:
             return self._encode([self._zeros], NEVER)
         self._total = np.zeros(self.bucket.elements, np.float32)

@@ -59,10 +59,8 @@ class DenseLane:
     def __init__(self, bucket: Bucket, exchange: Exchange, average: bool):
         self.bucket, self.exchange, self.average = bucket, exchange, average
         self.gradient = np.zeros(bucket.elements, np.float32)
-        self._segments: Sequence[np.ndarray] = ()  # that were posted
 
     def post(self, segments: Sequence[np.ndarray], whole: bool = False, in_place: bool = False) -> Ticket:
-        self._segments = segments
         gather(segments, self.bucket.dtype, self.gradient)
         return self.exchange.post_allreduce(
             self.gradient, mean=self.average, bucket=self.bucket.index
@@ -81,8 +79,7 @@ class DenseLane:
         """The sum is where the gradient was."""
         scale_to_all(self.gradient, present, self.average)
 
-    def collect(self) -> None:
-        segments, self._segments = self._segments, ()
+    def collect(self, segments: Sequence[np.ndarray]) -> None:
         scatter(self.gradient, self.bucket.dtype, segments)
 
     def settle(self) -> None:

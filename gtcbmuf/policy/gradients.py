@@ -26,7 +26,7 @@ class Lane(Protocol):
     def post_nothing(self, whole: bool) -> Ticket: ...  # this rank takes no part in the step
     def present(self, ticket: Ticket) -> list[bool]: ...  # of each rank: whether it took part
     def commit(self, ticket: Ticket, present: Sequence[bool]) -> None: ...
-    def collect(self) -> None: ...  # the gradient, in the bucket's dtype, to where it was posted from; once
+    def collect(self, segments: Sequence[np.ndarray]) -> None: ...  # those that were posted: the gradient, in their dtype; once
     def settle(self) -> None: ...  # the step under way was completed by others, not here (docs/shrink.md)
     def second_residual(self, settled: bool) -> np.ndarray | None: ...  # of an owner; None: there are none
     def clear(self) -> None: ...
@@ -45,6 +45,7 @@ class GradientExchange:
         self.ranks = range(exchange.size) if ranks is None else ranks  # in the world, for errors
         self._sequence: int | None = None  # at which a loaded state goes on
         self._tickets: list[Ticket] = []
+        self._posted: dict[int, Sequence[np.ndarray]] = {}  # by bucket, until the gradient is collected
         self._committed = False
         self.present = [True] * exchange.size  # who took part in the last step that anybody did
 
@@ -66,6 +67,7 @@ class GradientExchange:
         _check_segments(self.layout.buckets[bucket], segments)
         self._committed = False
         self._tickets.append(self.lanes[bucket].post(segments, whole, in_place))
+        self._posted[bucket] = segments
 
     def post_nothing(self, whole: bool = False) -> None:
         """All buckets of a step in which this rank takes no part: nothing is sent, residuals stay."""
@@ -96,11 +98,14 @@ class GradientExchange:
 
     def collect(self, bucket: int) -> None:
         """The exchanged gradient into the arrays that were posted; once, and before the next post."""
-        self._committed_lane(bucket).collect()
+        lane = self._committed_lane(bucket)
+        lane.collect(self._posted.pop(bucket, ()))
 
     def gradient(self, bucket: int) -> np.ndarray:
         """The exchanged gradient, float32 [elements]; good until the next bucket is posted. In place of collect."""
-        return self._committed_lane(bucket).gradient
+        lane = self._committed_lane(bucket)
+        self._posted.pop(bucket, None)
+        return lane.gradient
 
     def _committed_lane(self, bucket: int) -> Lane:
         if not self._committed:

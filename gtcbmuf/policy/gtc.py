@@ -151,11 +151,11 @@ class GTCLane:
         self.threshold = np.float32(bucket.threshold)
         self.residual = np.zeros(bucket.elements, np.float32)
         self.spare = np.zeros(bucket.elements, np.float32)
-        self._begin((), False, False)
+        self._begin(False)
 
     def post(self, segments: Sequence[np.ndarray], whole: bool = False, in_place: bool = False) -> Ticket:
         """r' = r + g - q, q sent; whole: r' = 0, r + g sent as it is (float32)."""
-        self._begin(segments, whole, in_place)
+        self._begin(whole, in_place)
         if whole:
             gather_add(segments, self.bucket.dtype, self.residual, self.spare)
             if self.second is not None:
@@ -172,8 +172,8 @@ class GTCLane:
         second = [self.second.residual, self.second.spare, second_threshold(self.threshold, self.exchange.size)]
         return self.exchange.post_owners(*arguments, *second, **options)
 
-    def _begin(self, segments: Sequence[np.ndarray], whole: bool, in_place: bool) -> None:
-        self._whole, self._segments = whole, segments
+    def _begin(self, whole: bool, in_place: bool = False) -> None:
+        self._whole = whole
         self._in_place = in_place and not whole and self.bucket.dtype == "float32"
         self._ticket: Ticket | None = None  # of a sound step, until its gradient is collected
         self._in_spare = False  # the gradient is there
@@ -190,7 +190,7 @@ class GTCLane:
             raise SettingsError(
                 'join() is not for exchange="owners": give all ranks equally many batches, or use exchange="all".'
             )
-        self._begin((), whole, False)
+        self._begin(whole)
         if whole:
             self.spare.fill(0)
             return self.exchange.post_allreduce(
@@ -257,9 +257,8 @@ class GTCLane:
             raise RuntimeError("there is no gradient: it has been collected, or there was no step")
         return self.spare
 
-    def collect(self) -> None:
+    def collect(self, segments: Sequence[np.ndarray]) -> None:
         """The gradient to where it was posted from, in the bucket's dtype."""
-        segments, self._segments = self._segments, ()
         if self._ticket is None or self.bucket.dtype != "float32":
             scatter(self.gradient, self.bucket.dtype, segments)
         elif self._in_place:
