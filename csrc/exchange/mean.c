@@ -63,12 +63,17 @@ static gtcb_status decode(gtcb_op *op, const gtcb_mean_into *into)
     return status;
 }
 
-gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_mean_into *into)
+bool gtcb_mean_fits(const gtcb_mean_into *into, uint64_t elements)
 {
     uint64_t room = 0;
     for (size_t i = 0; i < into->count; i++)
         room += into->targets[i].count;
-    if (!gtcb_op_done(op) || op->failure.status || room != op->elements ||
+    return room == elements && into->divisor > 0;
+}
+
+gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_mean_into *into)
+{
+    if (!gtcb_op_done(op) || op->failure.status || !gtcb_mean_fits(into, op->elements) ||
         (op->operation != GTCB_ENCODE && op->operation != GTCB_OWNERS))
         return GTCB_BAD_ARGUMENT;
     return decode(op, into);

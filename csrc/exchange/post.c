@@ -34,14 +34,6 @@ static gtcb_status keep(gtcb_buffer *buffer, const void *data, size_t bytes)
     return status;
 }
 
-static bool fits(const gtcb_mean_into *into, uint64_t elements)
-{
-    uint64_t room = 0;
-    for (size_t i = 0; i < into->count; i++)
-        room += into->targets[i].count;
-    return room == elements && into->divisor > 0;
-}
-
 static gtcb_status take_job(gtcb_exchange *x, gtcb_operation operation, const gtcb_encode_job *job, const gtcb_mean_into *into,
                             gtcb_op **out)
 {
@@ -49,7 +41,7 @@ static gtcb_status take_job(gtcb_exchange *x, gtcb_operation operation, const gt
     for (size_t i = 0; i < job->segment_count; i++)
         elements += job->segments[i].count;
     if (elements != job->elements || !(job->threshold > 0) || job->threshold > FLT_MAX || job->max_sent == 0 ||
-        (into && !fits(into, elements)))
+        (into && !gtcb_mean_fits(into, elements)))
         return GTCB_BAD_ARGUMENT;
     gtcb_op *op;
     gtcb_status status = take(x, operation, job->bucket, &op);
