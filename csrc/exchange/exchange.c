@@ -18,6 +18,8 @@ gtcb_status gtcb_exchange_open(gtcb_engine *engine, gtcb_handle comm, const uint
     x->size = (uint32_t)size;
     gtcb_status status = gtcb_ring_open(x, hosts);
     if (!status)
+        status = gtcb_rounds_open(x, hosts);
+    if (!status)
         status = gtcb_batch_init(&x->farewells, mpi, comm, 1, GTCB_HEADER_BYTES);
     if (!status)
         status = gtcb_batch_init(&x->heard, mpi, comm, 1, GTCB_HEADER_BYTES);
@@ -97,6 +99,7 @@ void gtcb_exchange_free(gtcb_exchange *x)
     gtcb_mail_free(x);
     gtcb_window_free(x);
     free(x->ring);
+    free(x->rounds);
     free(x);
 }
 

@@ -139,6 +139,10 @@ typedef struct gtcb_window {
     size_t free;                   /* where the next body goes */
 } gtcb_window;
 
+/* rounds.c: whom a rank sends to in a round, and whom it hears from, each of all others once; GTCB_NOBODY */
+#define GTCB_NOBODY UINT32_MAX
+typedef struct gtcb_round { uint32_t to, from; } gtcb_round;
+
 struct gtcb_exchange {
     gtcb_engine *engine;
     gtcb_exchange *next;
@@ -146,6 +150,8 @@ struct gtcb_exchange {
     uint32_t rank, size;
     uint32_t *ring;                /* [size] the ranks in the order of the ring */
     uint32_t place, per_host;      /* the own one in it; most ranks on one host */
+    gtcb_round *rounds;            /* [round_count] */
+    uint32_t round_count;
     uint64_t next_sequence;        /* lock */
     gtcb_op *queue, *queue_end;    /* lock */
     gtcb_op *idle;                 /* lock */
@@ -238,6 +244,8 @@ void gtcb_back_off(gtcb_pace *pace, bool moved);
 
 /* ring.c. `hosts`: a number for each rank's host; NULL: all are on one */
 gtcb_status gtcb_ring_open(gtcb_exchange *exchange, const uint32_t *hosts);
+/* `hosts` as above, after it */
+gtcb_status gtcb_rounds_open(gtcb_exchange *exchange, const uint32_t *hosts);
 /* Whether bodies of which the longest has so many bytes do; all ranks must ask with the same number. */
 bool gtcb_goes_around(const gtcb_exchange *exchange, size_t longest);
 /* Posts what comes in the present phase, and sends what is this rank's own. */

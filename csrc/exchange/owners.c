@@ -62,11 +62,11 @@ static gtcb_status begin(gtcb_op *op)
         op->offsets[peer] = NO_HEADER;
         status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);
     }
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, i);
-        uint8_t *message = own_message(op, peer);
-        if (!shard(op, peer).count)
+    for (uint32_t i = 0; i < x->round_count && !status; i++) {
+        const uint32_t peer = x->rounds[i].to;
+        if (peer == GTCB_NOBODY || !shard(op, peer).count)
             continue;
+        uint8_t *message = own_message(op, peer);
         op->batch.round++;
         status = gtcb_op_send(op, message, GTCB_HEADER_BYTES, peer, 0);
         if (!status)

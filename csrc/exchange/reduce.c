@@ -85,6 +85,24 @@ static gtcb_status prepare(gtcb_op *op)
 
 static uint64_t weight_of(gtcb_op *op, uint32_t rank) { return gtcb_get64(gtcb_op_header_of(op, rank) + 16); }
 
+static gtcb_status send_part(gtcb_op *op, uint32_t peer)
+{
+    const uint32_t owned = is_direct(op) ? 0 : peer;
+    if (peer == GTCB_NOBODY || !part_bytes(op, owned))
+        return GTCB_OK;
+    gtcb_status status = gtcb_op_send(op, part_header(op, owned), GTCB_HEADER_BYTES, peer, 0);
+    return status ? status : gtcb_op_send(op, part(op, owned), part_bytes(op, owned), peer, 0);
+}
+
+static gtcb_status expect_part(gtcb_op *op, uint32_t peer)
+{
+    const size_t bytes = part_bytes(op, own_shard(op));
+    if (peer == GTCB_NOBODY || !bytes)
+        return GTCB_OK;
+    gtcb_status status = gtcb_op_expect(op, slot_of(op, peer), GTCB_HEADER_BYTES, peer, 0, peer);
+    return status ? status : gtcb_op_expect(op, slot_of(op, peer) + GTCB_HEADER_BYTES, bytes, peer, 0, peer);
+}
+
 static gtcb_status begin(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
@@ -97,18 +115,11 @@ static gtcb_status begin(gtcb_op *op)
         return GTCB_OK;
     /* Sends first, here and in gtcb_spread: where two ranks send each other long bodies, Open MPI's answer to a request to send must
        go out before the own body fills the same TCP connection, or the two bodies go one after the other. */
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t peer = gtcb_peer(x, i), before = gtcb_peer(x, x->size - i), owned = is_direct(op) ? 0 : peer;
-        size_t leaving = part_bytes(op, owned);
+    for (uint32_t i = 0; i < x->round_count && !status; i++) {
         op->batch.round++;
-        if (leaving)
-            status = gtcb_op_send(op, part_header(op, owned), GTCB_HEADER_BYTES, peer, 0);
-        if (leaving && !status)
-            status = gtcb_op_send(op, part(op, owned), leaving, peer, 0);
-        if (expected && !status)
-            status = gtcb_op_expect(op, slot_of(op, before), GTCB_HEADER_BYTES, before, 0, before);
-        if (expected && !status)
-            status = gtcb_op_expect(op, slot_of(op, before) + GTCB_HEADER_BYTES, expected, before, 0, before);
+        status = send_part(op, x->rounds[i].to);
+        if (!status)
+            status = expect_part(op, x->rounds[i].from);
     }
     return status;
 }

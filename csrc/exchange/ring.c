@@ -97,21 +97,37 @@ gtcb_status gtcb_ring_begin(gtcb_op *op)
     return status;
 }
 
+static gtcb_status send_own(gtcb_op *op, uint32_t peer)
+{
+    const gtcb_spans own = op->class->spans(op, op->exchange->rank);
+    gtcb_status status = GTCB_OK;
+    for (size_t k = 0; k < 2 && peer != GTCB_NOBODY && !status; k++)
+        status = gtcb_op_send(op, own.of[k].data, own.of[k].bytes, peer, op->phase);
+    return status;
+}
+
+static gtcb_status expect_from(gtcb_op *op, uint32_t peer)
+{
+    gtcb_status status = GTCB_OK;
+    if (peer == GTCB_NOBODY)
+        return status;
+    const gtcb_spans coming = op->class->spans(op, peer);
+    for (size_t k = 0; k < 2 && !status; k++)
+        status = gtcb_op_expect(op, coming.of[k].data, coming.of[k].bytes, peer, op->phase, peer);
+    return status;
+}
+
 gtcb_status gtcb_spread(gtcb_op *op, size_t longest)
 {
     gtcb_exchange *x = op->exchange;
     if (gtcb_goes_around(x, longest))
         return gtcb_ring_begin(op);
     gtcb_status status = GTCB_OK;
-    const gtcb_spans own = op->class->spans(op, x->rank);
-    for (uint32_t i = 1; i < x->size && !status; i++) {
-        uint32_t before = gtcb_peer(x, x->size - i);
-        const gtcb_spans coming = op->class->spans(op, before);
+    for (uint32_t i = 0; i < x->round_count && !status; i++) {
         op->batch.round++;
-        for (size_t k = 0; k < 2 && !status; k++)
-            status = gtcb_op_send(op, own.of[k].data, own.of[k].bytes, gtcb_peer(x, i), op->phase);
-        for (size_t k = 0; k < 2 && !status; k++)
-            status = gtcb_op_expect(op, coming.of[k].data, coming.of[k].bytes, before, op->phase, before);
+        status = send_own(op, x->rounds[i].to);
+        if (!status)
+            status = expect_from(op, x->rounds[i].from);
     }
     return status;
 }

@@ -19,7 +19,8 @@ static void relax(void)
 /* Spin for some microseconds, then sleep for short times. No sched_yield: where more processes want to run than there
    are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. */
 #define SPINS 64
-#define SHORT_SLEEPS 1000
+#define FIRST_SLEEP 20000          /* ns */
+#define LONGEST_SLEEP 100000
 
 void gtcb_back_off(gtcb_pace *p, bool moved)
 {
@@ -36,7 +37,8 @@ void gtcb_back_off(gtcb_pace *p, bool moved)
         prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
     }
 #endif
-    struct timespec pause = {0, p->idle < SPINS + SHORT_SLEEPS ? 20000 : 50000};
+    const long sleep = FIRST_SLEEP + FIRST_SLEEP / 8 * (long)(p->idle - SPINS);
+    struct timespec pause = {0, sleep < LONGEST_SLEEP ? sleep : LONGEST_SLEEP};
     nanosleep(&pause, NULL);
 }
 
