@@ -21,7 +21,7 @@ except ImportError as error:
     ) from error
 from gtcbmuf import whereabouts
 from gtcbmuf.errors import LauncherError
-from gtcbmuf.tickets import Ticket, closed, closed_or_broken, rank_failed
+from gtcbmuf.tickets import Ticket, bits, closed, closed_or_broken, rank_failed
 
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
@@ -173,7 +173,7 @@ class MpiExchange:
         segments, dtype = _segments(segments, dtype)
         return self._post(
             "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            _threshold(threshold), _cap(max_sent), mean_into, divisor,
+            _threshold(threshold), _cap(max_sent), _targets(mean_into), divisor,
         )  # fmt: skip
 
     def post_owners(
@@ -185,7 +185,7 @@ class MpiExchange:
         return self._post(
             "post_owners", _bucket(bucket), segments, dtype, residual_in, residual_out,
             _threshold(threshold), second_in, second_out, _threshold(second_threshold),
-            _cap(max_sent), mean_into, divisor,
+            _cap(max_sent), _targets(mean_into), divisor,
         )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:
@@ -278,9 +278,11 @@ def _segments(segments, dtype):
     segments = list(segments)
     if dtype is None:
         dtype = _dtype_name(segments[0]) if segments else "float32"
-    if dtype == "bfloat16":  # NumPy has no such type: its bits, as uint16
-        segments = [s.view(np.uint16) if isinstance(s, np.ndarray) else s for s in segments]
-    return segments, dtype
+    return bits(segments), dtype
+
+
+def _targets(mean_into):
+    return None if mean_into is None else bits(mean_into)
 
 
 def _threshold(value) -> float:
