@@ -29,6 +29,8 @@ from gtcbmuf.policy.threshold import (
 )
 from gtcbmuf.policy.worker import Exchange, Groups, Ticket
 
+MEANS = ("float32", "bfloat16")  # the dtypes of gradients that an exchange decodes to
+
 
 @dataclass(frozen=True)
 class GTC(Strategy):
@@ -130,9 +132,6 @@ class GTC(Strategy):
                 "smaller buckets (bucket_bytes)."
             )
         return cap
-
-
-MEANS = ("float32", "bfloat16")  # the dtypes of gradients that an exchange decodes to
 
 
 class GTCLane:
