@@ -33,7 +33,8 @@ class HostHome:
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray], gradients: Sequence[torch.Tensor]) -> None:
         """The exchanged gradient into these tensors, of which `segments` were posted and may share the memory."""
-        if bucket.dense or bucket.dtype not in MEANS:  # torch copies and rounds faster than NumPy, and without room for it
+        left_to_round = bucket.dtype != "float32" and (bucket.dense or bucket.dtype not in MEANS)
+        if left_to_round:  # torch does it faster than NumPy, and without room for it
             _copy(torch.from_numpy(worker.gradient(bucket.index)), bucket, gradients)
             return
         worker.collect(bucket.index)
