@@ -6,6 +6,7 @@ The work is done in gtcbmuf._core; here are arguments, in gtcbmuf.tickets waitin
 from __future__ import annotations
 
 import atexit
+import functools
 import operator
 import weakref
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ except ImportError as error:
         f"({error}): install gtcbmuf again with a C and C++ compiler at hand"
     ) from error
 from gtcbmuf import whereabouts
+from gtcbmuf.backends import arguments
 from gtcbmuf.errors import LauncherError
 from gtcbmuf.tickets import Ticket, bits, closed, closed_or_broken, rank_failed
 
@@ -173,7 +175,7 @@ class MpiExchange:
         segments, dtype = _segments(segments, dtype)
         return self._post(
             "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            _threshold(threshold), _cap(max_sent), _targets(mean_into), divisor,
+            arguments.tau(threshold), arguments.cap(max_sent), _targets(mean_into), divisor,
         )  # fmt: skip
 
     def post_owners(
@@ -184,8 +186,8 @@ class MpiExchange:
         segments, dtype = _segments(segments, dtype)
         return self._post(
             "post_owners", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            _threshold(threshold), second_in, second_out, _threshold(second_threshold),
-            _cap(max_sent), _targets(mean_into), divisor,
+            arguments.tau(threshold), second_in, second_out, arguments.tau(second_threshold),
+            arguments.cap(max_sent), _targets(mean_into), divisor,
         )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:
@@ -193,7 +195,7 @@ class MpiExchange:
         weight = operator.index(weight)
         if not 0 <= weight < 1 << 64:
             raise ValueError(f"weight is {weight}; it must be from 0 to 2^64 - 1")
-        if _dtype_name(array) not in ("float32", "float64", "bfloat16", "uint16"):
+        if _name(array.dtype) not in ("float32", "float64", "bfloat16", "uint16"):
             raise TypeError(
                 "post_allreduce takes float32, float64 or bfloat16 (NumPy: its bits in uint16), "
                 f"found {array.dtype}"
@@ -209,7 +211,7 @@ class MpiExchange:
 
     def post_allgather(self, array, *, bucket=0) -> Ticket:
         """Every rank's array, of any length, to all."""
-        dtype = _dtype_name(array).replace("bfloat16", "uint16")
+        dtype = _name(array.dtype).replace("bfloat16", "uint16")
         return self._post("post_allgather", array, _bucket(bucket), dtype=dtype)
 
     def post_direct(self, message, whole, room, *, use_device=0, bucket=0) -> Ticket:
@@ -270,33 +272,21 @@ class MpiExchange:
 # -- arguments ----------------------------------------------------------------------------------
 
 
-def _dtype_name(array) -> str:
-    return str(array.dtype).removeprefix("torch.")
+@functools.cache
+def _name(dtype) -> str:
+    """Of NumPy or torch; to put it together anew takes microseconds."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _segments(segments, dtype):
     segments = list(segments)
     if dtype is None:
-        dtype = _dtype_name(segments[0]) if segments else "float32"
+        dtype = _name(segments[0].dtype) if segments else "float32"
     return bits(segments), dtype
 
 
 def _targets(mean_into):
     return None if mean_into is None else bits(mean_into)
-
-
-def _threshold(value) -> float:
-    with np.errstate(over="ignore"):
-        single = np.float32(value)
-    if not 0 < single < np.inf:
-        raise ValueError(f"threshold is {value!r}; as a float32 it must be finite and > 0")
-    return float(single)
-
-
-def _cap(max_sent: int | None) -> int | None:
-    if max_sent is not None and max_sent < 1:
-        raise ValueError(f"max_sent is {max_sent}; it must be at least 1, or None for no cap")
-    return max_sent
 
 
 def _bucket(bucket) -> int:

@@ -23,6 +23,7 @@ from gtcbmuf.errors import (
 if TYPE_CHECKING:
     from gtcbmuf.exchange import MpiExchange
 
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _STATUS = {code: name for name, code in _core.STATUS.items()}
 
 
@@ -145,7 +146,7 @@ def _error(failure: dict, late: list[int]) -> GtcbmufError:
 
 def bits(arrays) -> list:
     """Arrays as _core takes them: NumPy has no bfloat16, so those of ml_dtypes as uint16, with its bits."""
-    return [array.view(np.uint16) if array.dtype == ml_dtypes.bfloat16 else array for array in arrays]
+    return [array.view(np.uint16) if array.dtype == _BFLOAT16 else array for array in arrays]
 
 
 def rank_failed(text: str) -> RankFailedError:

@@ -119,13 +119,17 @@ def cap(max_sent) -> int | None:
 def tau(value) -> np.float32:
     """A threshold as the format has it: a float32, finite and > 0."""
     try:
-        with np.errstate(over="ignore"):
-            threshold = np.float32(value)
+        threshold = value if type(value) is np.float32 else _rounded(value)
     except (TypeError, ValueError):
         raise TypeError(f"threshold must be a number, found {_what(value)}") from None
     if np.ndim(threshold) or not 0 < threshold < math.inf:
         raise ValueError(f"threshold is {value!r}; as a float32 it must be finite and > 0")
     return threshold
+
+
+@np.errstate(over="ignore")
+def _rounded(value) -> np.float32:
+    return np.float32(value)
 
 
 def _segments(segments, dtype: str | None) -> tuple[list[np.ndarray], str]:

@@ -30,6 +30,7 @@ class BlockFilter:
         self.params = params.copy()  # W
         self.block_update = np.zeros_like(params)  # Δ
         self._exchange = exchange
+        self._last: np.ndarray | None = None  # the last block's W_start, as `update` gave it
 
     def start(self) -> np.ndarray:
         """W_start, in a vector of its own."""
@@ -39,15 +40,22 @@ class BlockFilter:
         start += self.params
         return start
 
+    def vector(self) -> np.ndarray:
+        """[elements], for a block delta: that of the last block again, as the system may take long to find another (tens of
+        milliseconds, where it puts huge pages together). W_start as `update` gave it is gone then."""
+        vector, self._last = self._last, None
+        return np.empty_like(self.params) if vector is None else vector
+
     def room(self, dtype: np.dtype) -> np.ndarray:
         """[elements], where G comes in on a rank that took no part in the mean."""
-        return np.empty(len(self.params), dtype)
+        return self.vector() if dtype == self.params.dtype else np.empty(len(self.params), dtype)
 
     def update(self, block_delta: np.ndarray) -> np.ndarray:
-        """G in, which is used up; gives the new W_start, in its place, to be read only."""
+        """G in, which is used up; gives the new W_start, in its place, to be read only, and before the next `vector`."""
         self._exchange.block_update(
             block_delta, self.block_update, self.params, block_delta, momentum=self.momentum, lr=self.lr, nesterov=self.nesterov
         )
+        self._last = block_delta
         return block_delta
 
     def subtract_start(self, vector: np.ndarray) -> None:

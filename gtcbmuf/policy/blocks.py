@@ -125,7 +125,7 @@ class Blocks(BlockState, BlockSurvivor):
         """When all ranks are here: on from W_start."""
         vector = self._take_start()
         if self.settings.sync_overlap:
-            self.origin = vector
+            self.origin = vector.copy()
         model.write(vector)
         self.finalized = False
 
@@ -196,7 +196,7 @@ class Blocks(BlockState, BlockSurvivor):
         self._check_finite(found[:, 0], sides.tickets)
         if self.under_way:
             yield from self._arrive(())
-        self.origin = self._take_start() + delta
+        np.add(self._take_start(), delta, out=self.origin)
         if self.mean is not None:
             with contextlib.suppress(RankFailedError):  # what follows will meet it; and survivors send it again
                 self.mean.post(parcel, weight)
@@ -216,7 +216,7 @@ class Blocks(BlockState, BlockSurvivor):
 
     def _local_delta(self, model: Model) -> np.ndarray:
         """c_i = W_i - W_start, or W_i - S_i; of those, what the model could hold when it began there."""
-        vector = np.empty_like(self.filter.params)
+        vector = self.filter.vector()
         model.read(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
             if model.rounds:

@@ -96,6 +96,9 @@ class CommonFilter(BlockFilter):
         self._start: np.ndarray | None = None  # of the running block, once it was asked for
         self._room: np.ndarray | None = None  # for G, which all groups receive alike
 
+    def vector(self) -> np.ndarray:
+        return np.empty_like(self.params)
+
     def room(self, dtype: np.dtype) -> np.ndarray:
         if self._room is None:
             self._room = super().room(dtype)

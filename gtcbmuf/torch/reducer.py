@@ -112,7 +112,7 @@ class GradientReducer:
             named.parameter.grad = torch.zeros_like(named.parameter)
         gradient = named.parameter.grad
         _check(named, gradient)
-        if number not in self.posted:  # before a rank died
+        if self.scaler is not None and number not in self.posted:  # before a rank died
             self._unscale(gradient)
         segment = self.home.segment(gradient)
         self.posted[number] = gradient, gradient._version, segment
@@ -121,10 +121,9 @@ class GradientReducer:
     @torch.no_grad()
     def _unscale(self, gradient: torch.Tensor) -> None:
         """In place: what overflowed stays infinite or NaN, and is refused by all ranks."""
-        if self.scaler is not None:
-            self.unscale = self.unscale or 1.0 / self.scaler.get_scale()
-            if self.unscale != 1.0:
-                gradient.mul_(self.unscale)
+        self.unscale = self.unscale or 1.0 / self.scaler.get_scale()
+        if self.unscale != 1.0:
+            gradient.mul_(self.unscale)
 
     # -- after the exchange ----------------------------------------------------------------------
 

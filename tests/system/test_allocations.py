@@ -44,11 +44,11 @@ def test_no_large_allocation_in_a_steady_step(preload, dtype):
         for method, run in rank.items():
             *local, last = run["steps"]
             assert local == [[], []] and run["torch"] == [[], [], []], method
-            if method in ("dense", "GTC"):
-                assert last == []
-            elif dtype == "float32":  # a block's end: W_i - W_start where blocks are exchanged, G elsewhere
-                [(size, _)] = last
-                assert size < 4 * 2 * SIZE + 4096
+            whole = [size for size, _ in last if size >= 4 * 2 * SIZE]  # of the model's length
+            if dtype == "float32" or method in ("dense", "GTC"):
+                assert last == [], method
+            else:  # where a block began, as the model could hold it
+                assert len(whole) <= 1, method
 
 
 def test_an_allocation_on_purpose_is_seen(preload):

@@ -27,7 +27,7 @@ ALLOWED = {
     "neighbours": set(),
     "ending": {"neighbours"},
     "tickets": {"_core", "backends", "exchange", "whereabouts"},  # of exchange its type only
-    "exchange": {"_core", "tickets", "whereabouts"},
+    "exchange": {"_core", "backends", "tickets", "whereabouts"},
     "cuda_aware": {"_core", "agreement"},
     "job": {"agreement", "config", "cuda_aware", "ending", "exchange", "groups", "neighbours", "ulfm", "windows"},
     "runtime": {"agreement", "config", "ending", "exchange", "groups", "job", "launcher", "recovery", "ulfm"},

@@ -170,6 +170,22 @@ def test_a_mean_is_applied_one_block_late():
     assert (team.models[1].vector == 22).all()
 
 
+@pytest.mark.parametrize("whole", ["finalize", "join"])
+def test_after_a_whole_run_blocks_are_measured_from_where_they_begin(whole):
+    team = Team(BMUF(sync_period=1, block_momentum=0.0, **OVERLAP), 2).start()
+    at = []
+    for blocks in ((1, 3), (10, 30)), ((4, 6), (0, 2)):
+        for moves in blocks:
+            for model, move in zip(team.models, moves):
+                model.vector += move
+            team.after_update()
+        lockstep([getattr(w, whole)(m) for w, m in zip(team.workers, team.models)])
+        at.append([set(m.vector.tolist()) for m in team.models])
+        if whole == "finalize":
+            team.start()
+    assert at == [[{22}] * 2, [{28}] * 2]
+
+
 def test_finalize_waits_for_the_mean_that_is_under_way():
     """And ranks may have different numbers of steps: 10, 3 and 0, in blocks of 4."""
     of_ranks, g, u = (10, 3, 0), noise(), sgd()
