@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -20,9 +21,18 @@ class Kind(Protocol):
     def check(self, what: str, array, dtypes: Sequence[str]) -> None: ...  # TypeError or ValueError, with the cure
     def move_in(self, worker: Worker) -> None: ...  # where its lanes have their arrays
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence) -> None: ...  # the exchanged gradient, into them
+    def address(self, array) -> int: ...  # of its first byte; array is contiguous and not empty
     def array(self, values): ...  # what a worker or NumPy gives, as an array of this kind; may share memory
     def read(self, array) -> np.ndarray: ...  # on the host; may share memory
     def write(self, array, values: np.ndarray) -> None: ...  # in place; of any dtype
+
+
+def overlapping(kind: Kind, arrays: Sequence) -> tuple[int, int] | None:
+    """Two of these contiguous arrays that share memory, by number; None: all are apart. Half a microsecond for each array."""
+    begins = [kind.address(array) for array in arrays]
+    ends = [begin + array.nbytes for begin, array in zip(begins, arrays)]
+    order = sorted(range(len(arrays)), key=begins.__getitem__)
+    return next(((i, j) for i, j in pairwise(order) if ends[i] > begins[j]), None)
 
 
 class ArraysModel:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gtcbmuf.arrays import ArraysModel, Kind
+from gtcbmuf.arrays import ArraysModel, Kind, overlapping
 from gtcbmuf.errors import SettingsError
 from gtcbmuf.observe import Observer
 from gtcbmuf.policy import Strategy, Tensor, run
@@ -52,8 +52,8 @@ class BoundParams(Surviving):
     def reduce_(self, grads: Mapping | Sequence) -> bool:
         """The gradients of all ranks (of the group) in place of this rank's.
 
-        grads: as params, with the same keys, shapes and dtypes. While steps are local (BMUF after
-        its warm-up) they stay as they are. NonFiniteError, on all ranks, names a gradient that is
+        grads: as params, with the same keys, shapes and dtypes, and no memory in common. While steps are
+        local (BMUF after its warm-up) they stay as they are. NonFiniteError, on all ranks, names a gradient that is
         NaN or infinite; then nothing has changed but the other gradients, which may be means already,
             and the step can be left out.
 
@@ -133,6 +133,7 @@ class BoundParams(Surviving):
         yield from self.starting()
         if not self._worker.exchanges_gradients:
             return True
+        self._check_apart(arrays)
         flat = [array.reshape(-1) for array in arrays]
         before = self._model.blocks
         yield from self._surviving(lambda: self._exchange(flat))
@@ -204,6 +205,15 @@ class BoundParams(Surviving):
                     f"the gradient of {name} has shape {array.shape}, its parameter {tensor.shape}"
                 )
         return arrays
+
+    def _check_apart(self, arrays: list) -> None:
+        """A bucket's mean is written while others may still be read."""
+        if (pair := overlapping(self._kind, arrays)) is not None:
+            first, second = (self.names[number] for number in pair)
+            raise ValueError(
+                f"the gradients of {first} and {second} share memory: the mean of one would be written over the other before "
+                "that is read. Give a copy of one; of a parameter that has two names bind one, with the sum of both gradients"
+            )
 
 
 def _shrinks() -> bool:

@@ -80,6 +80,9 @@ class CupyKind:
         for segment, offset in zip(segments, bucket.offsets):
             segment[:] = gradient[offset : offset + segment.size]
 
+    def address(self, array: cupy.ndarray) -> int:
+        return array.data.ptr
+
     def array(self, values) -> cupy.ndarray:
         return cupy.asarray(values)
 

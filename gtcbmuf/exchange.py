@@ -23,7 +23,7 @@ except ImportError as error:
 from gtcbmuf import whereabouts
 from gtcbmuf.backends import arguments
 from gtcbmuf.errors import LauncherError
-from gtcbmuf.tickets import Ticket, closed, closed_or_broken, rank_failed
+from gtcbmuf.tickets import Ticket, bits, closed, closed_or_broken, rank_failed
 
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
@@ -175,7 +175,7 @@ class MpiExchange:
         segments, dtype = _segments(segments, dtype)
         return self._post(
             "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            arguments.tau(threshold), arguments.cap(max_sent), mean_into, divisor,
+            arguments.tau(threshold), arguments.cap(max_sent), _targets(mean_into), divisor,
         )  # fmt: skip
 
     def post_owners(
@@ -187,7 +187,7 @@ class MpiExchange:
         return self._post(
             "post_owners", _bucket(bucket), segments, dtype, residual_in, residual_out,
             arguments.tau(threshold), second_in, second_out, arguments.tau(second_threshold),
-            arguments.cap(max_sent), mean_into, divisor,
+            arguments.cap(max_sent), _targets(mean_into), divisor,
         )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:
@@ -282,9 +282,11 @@ def _segments(segments, dtype):
     segments = list(segments)
     if dtype is None:
         dtype = _name(segments[0].dtype) if segments else "float32"
-    if dtype == "bfloat16":  # NumPy has no such type: its bits, as uint16
-        segments = [s.view(np.uint16) if isinstance(s, np.ndarray) else s for s in segments]
-    return segments, dtype
+    return bits(segments), dtype
+
+
+def _targets(mean_into):
+    return None if mean_into is None else bits(mean_into)
 
 
 def _bucket(bucket) -> int:

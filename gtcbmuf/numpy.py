@@ -14,12 +14,14 @@ opt.finalize()
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from ctypes import addressof, c_char
 
 import numpy as np
 
 from gtcbmuf.bound import BoundParams
 from gtcbmuf.observe import Metrics, Timeline
 from gtcbmuf.policy import Strategy, Worker
+from gtcbmuf.policy.gradients import dtype_name
 from gtcbmuf.policy.layout import Bucket
 
 Arrays = Mapping[str, np.ndarray] | Sequence[np.ndarray]
@@ -64,7 +66,7 @@ class NumpyKind:
         if not isinstance(array, np.ndarray):
             cure = "; for CuPy's use gtcbmuf.cupy.bind" if hasattr(array, "__cuda_array_interface__") else ""
             raise TypeError(f"{what} must be a NumPy array, found {type(array).__name__}{cure}")
-        if array.dtype.name not in dtypes or not array.dtype.isnative:
+        if dtype_name(array.dtype) not in dtypes or not array.dtype.isnative:
             raise TypeError(f"{what} has dtype {array.dtype}, expected {' or '.join(dtypes)}")
         if not array.flags.c_contiguous:
             raise ValueError(f"{what} is not C-contiguous; use np.ascontiguousarray")
@@ -76,6 +78,9 @@ class NumpyKind:
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray]) -> None:
         worker.collect(bucket.index)
+
+    def address(self, array: np.ndarray) -> int:
+        return addressof(c_char.from_buffer(array))  # a third of the time that array.ctypes takes
 
     def array(self, values: np.ndarray) -> np.ndarray:
         return values

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import ml_dtypes
 import numpy as np
 
 from gtcbmuf import _core, whereabouts
@@ -22,6 +23,7 @@ from gtcbmuf.errors import (
 if TYPE_CHECKING:
     from gtcbmuf.exchange import MpiExchange
 
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _STATUS = {code: name for name, code in _core.STATUS.items()}
 
 
@@ -93,8 +95,9 @@ class Ticket:
 
     def decode_mean(self, targets, divisor: float) -> None:
         """post_encode: every rank's quanta added up in rank order, by the divisor, in float32; post_owners: every shard's
-        result by it. targets: float32 arrays that have the bucket's elements between them; they are written once."""
-        self._core.decode_mean(targets, divisor)
+        result by it. targets: arrays of float32, or of bfloat16 (then rounded, to nearest, ties to even), that have the bucket's
+        elements between them; they are written once."""
+        self._core.decode_mean(bits(targets), divisor)
 
     def following(self, rank: int) -> int | np.ndarray | None:
         """post_direct: what followed a rank's header. Its address if it lies on the device, a view if it came to the host; None:
@@ -139,6 +142,11 @@ def _error(failure: dict, late: list[int]) -> GtcbmufError:
     if status in ("NO_MEMORY", "MPI_ERROR", "BAD_ARGUMENT", "TOO_SMALL"):
         return ExchangeError(text)
     return MessageError(text)
+
+
+def bits(arrays) -> list:
+    """Arrays as _core takes them: NumPy has no bfloat16, so those of ml_dtypes as uint16, with its bits."""
+    return [array.view(np.uint16) if array.dtype == _BFLOAT16 else array for array in arrays]
 
 
 def rank_failed(text: str) -> RankFailedError:

@@ -18,6 +18,7 @@ class ndarray(FakeDeviceArray):  # noqa: N801 (CuPy's name)
         super().__init__(array, device)
         self.dtype, self.shape, self.size, self.ndim, self.flags = array.dtype, array.shape, array.size, array.ndim, array.flags
         self.device = SimpleNamespace(id=device)
+        self.nbytes, self.data = array.nbytes, SimpleNamespace(ptr=array.__array_interface__["data"][0])
 
     def __dlpack_device__(self):
         return self.kind, self.device.id

@@ -53,7 +53,7 @@ std::vector<WriteArray> write_arrays(nb::handle sequence, const char *what)
     return arrays_of<WriteArray>(sequence, what, "contiguous, writable");
 }
 
-static bool holds(const ReadArray &a, gtcb_dtype dtype)
+template <class Array> static bool holds(const Array &a, gtcb_dtype dtype)
 {
     switch (dtype) {
     case GTCB_F32: return is_dtype(a, dtype_code::Float, 32);
@@ -98,11 +98,15 @@ float *residual_pointer(const WriteArray &array, uint64_t elements, const char *
     return (float *) array.data();
 }
 
-std::vector<gtcb_target> targets_of(const std::vector<WriteArray> &arrays)
+std::vector<gtcb_target> targets_of(const std::vector<WriteArray> &arrays, gtcb_dtype &dtype)
 {
     std::vector<gtcb_target> targets;
-    for (const WriteArray &array : arrays)
-        targets.push_back({residual_pointer(array, array.size(), "a target"), array.size()});
+    dtype = !arrays.empty() && holds(arrays[0], GTCB_BF16) ? GTCB_BF16 : GTCB_F32;
+    for (const WriteArray &array : arrays) {
+        if (!holds(array, dtype))
+            throw nb::type_error("a mean goes to arrays that are all float32, or all bfloat16 (NumPy: its bits in uint16)");
+        targets.push_back({array.data(), array.size()});
+    }
     return targets;
 }
 

@@ -38,8 +38,8 @@ std::vector<ReadArray> read_arrays(nb::handle sequence, const char *what);
 std::vector<WriteArray> write_arrays(nb::handle sequence, const char *what);
 // The segments of one bucket; checks that the arrays are one-dimensional and of that dtype.
 std::vector<gtcb_segment> segments_of(const std::vector<ReadArray> &arrays, gtcb_dtype dtype);
-// Of float32 arrays; checks that they are.
-std::vector<gtcb_target> targets_of(const std::vector<WriteArray> &arrays);
+// Where a mean goes; checks that all arrays are float32 or all bfloat16, and says which.
+std::vector<gtcb_target> targets_of(const std::vector<WriteArray> &arrays, gtcb_dtype &dtype);
 uint64_t total(const std::vector<gtcb_segment> &segments);
 float *residual_pointer(const WriteArray &array, uint64_t elements, const char *what);
 const float *residual_pointer(const ReadArray &array, uint64_t elements, const char *what);

@@ -50,15 +50,16 @@ static const gtcb_mean_into *mean_into(nb::handle target_list, float divisor, co
     if (target_list.is_none())
         return nullptr;
     const std::vector<WriteArray> arrays = write_arrays(target_list, "mean_into");
-    targets = targets_of(arrays);
+    gtcb_dtype dtype;
+    targets = targets_of(arrays, dtype);
     std::vector<gtcb_segment> spans;
     for (const gtcb_target &target : targets)
         spans.push_back({target.data, target.count});
     if (total(spans) != job.elements || !(divisor > 0))
         throw nb::value_error("mean_into needs arrays with the bucket's elements between them, and a divisor above 0");
-    check_overlaps(spans, GTCB_F32, job.residual_in, job.residual_out, job.elements);
+    check_overlaps(spans, dtype, job.residual_in, job.residual_out, job.elements);
     flight.write.insert(flight.write.end(), arrays.begin(), arrays.end());
-    into = {targets.data(), targets.size(), divisor};
+    into = {targets.data(), targets.size(), dtype, divisor};
     return &into;
 }
 

@@ -66,15 +66,16 @@ static void decode_mean(Ticket &t, nb::handle list, float divisor)
 {
     t.done();
     const std::vector<WriteArray> arrays = write_arrays(list, "targets");
-    const std::vector<gtcb_target> targets = targets_of(arrays);
+    gtcb_dtype dtype;
+    const std::vector<gtcb_target> targets = targets_of(arrays, dtype);
     gtcb_status status;
     {
         nb::gil_scoped_release released;
-        const gtcb_mean_into into = {targets.data(), targets.size(), divisor};
+        const gtcb_mean_into into = {targets.data(), targets.size(), dtype, divisor};
         status = gtcb_op_decode_mean(t.flight.op, &into);
     }
     if (status == GTCB_BAD_ARGUMENT)
-        throw nb::value_error("decode_mean needs float32 arrays with the bucket's elements between them, a divisor above 0 and a "
+        throw nb::value_error("decode_mean needs arrays with the bucket's elements between them, a divisor above 0 and a "
                               "successful post_encode or post_owners");
     check(status);
 }

@@ -120,7 +120,10 @@ typedef struct gtcb_message { const void *header; const void *body; } gtcb_messa
 gtcb_status gtcb_decode_add(const gtcb_variant *v, const gtcb_message *messages, size_t count,
                             float *dense, uint64_t elements, const gtcb_executor *executor);
 
-typedef struct gtcb_target { float *data; size_t count; } gtcb_target;
+typedef struct gtcb_target { void *data; size_t count; } gtcb_target;
+
+/* What a mean can be written as. */
+static inline bool gtcb_is_mean_dtype(gtcb_dtype dtype) { return dtype == GTCB_F32 || dtype == GTCB_BF16; }
 
 typedef struct gtcb_mean_job {
     const gtcb_message *messages;   /* [count], validated, as for gtcb_decode_add */
@@ -128,6 +131,7 @@ typedef struct gtcb_mean_job {
     uint64_t elements;              /* of each message */
     const gtcb_target *targets;     /* where the mean goes; laid end to end */
     size_t target_count;
+    gtcb_dtype dtype;               /* of the targets */
     uint64_t first;                 /* of the targets' elements: the place of the messages' first one */
     float divisor;
     void *scratch;                  /* [gtcb_mean_scratch_bytes(count, executor)], aligned for doubles */
@@ -136,7 +140,7 @@ typedef struct gtcb_mean_job {
 size_t gtcb_mean_scratch_bytes(size_t count, const gtcb_executor *executor);
 
 /* target[i] = (0 + q + q + ...) / divisor in one pass over the targets: the bits of clearing, gtcb_decode_add and a
-   division. Refuses what that refuses, and then writes nothing. */
+   division; of bfloat16 these rounded, to nearest, ties to even. Refuses what that refuses, and then writes nothing. */
 gtcb_status gtcb_decode_mean(const gtcb_variant *v, const gtcb_mean_job *job, const gtcb_executor *executor);
 
 /* -- block filter -------------------------------------------------------------------------------- */

@@ -5,8 +5,6 @@ static bool always(void) { return true; }
 
 /* -- Accumulate, threshold, residual --------------------------------------------------------------- */
 
-static float from_bfloat16(uint16_t bits) { return gtcb_from_bits((uint32_t)bits << 16); }
-
 static float from_float16(uint16_t bits)
 {
     uint32_t sign = (uint32_t)(bits & 0x8000u) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
@@ -23,7 +21,7 @@ static float from_float16(uint16_t bits)
 static float sum(float r, const void *gradient, size_t i, gtcb_dtype dtype)
 {
     switch (dtype) {
-    case GTCB_BF16: return r + from_bfloat16(((const uint16_t *)gradient)[i]);
+    case GTCB_BF16: return r + gtcb_from_bfloat16(((const uint16_t *)gradient)[i]);
     case GTCB_F16: return r + from_float16(((const uint16_t *)gradient)[i]);
     case GTCB_F64: return (float)((double)r + ((const double *)gradient)[i]);
     default: return r + ((const float *)gradient)[i];
@@ -135,11 +133,17 @@ static void add_codes(float *dense, const uint8_t *codes, size_t count, float th
     }
 }
 
-static void divide(const float *sum, size_t count, float divisor, float *out, bool stream)
+static void divide(const float *sum, size_t count, float divisor, gtcb_dtype dtype, void *out, bool stream)
 {
+    float *single = out;
+    uint16_t *half = out;
     (void)stream;
-    for (size_t i = 0; i < count; i++)
-        out[i] = sum[i] / divisor;
+    if (dtype == GTCB_BF16)
+        for (size_t i = 0; i < count; i++)
+            half[i] = gtcb_to_bfloat16(sum[i] / divisor);
+    else
+        for (size_t i = 0; i < count; i++)
+            single[i] = sum[i] / divisor;
 }
 
 /* -- Checks ---------------------------------------------------------------------------------------- */

@@ -165,13 +165,14 @@ static void write_tile(const decoder *d, const float *tile, uint64_t low, uint64
 {
     const gtcb_mean_job *job = d->mean;
     const bool stream = d->elements >= GTCB_STREAM_ELEMENTS;
+    const size_t width = job->dtype == GTCB_BF16 ? 2 : 4;
     uint64_t begin = 0, at = job->first + low;
     const uint64_t end = job->first + high;
     for (const gtcb_target *t = job->targets; at < end; begin += t++->count) {
         if (begin + t->count <= at)
             continue;
         const size_t count = gtcb_least(begin + t->count, end) - at;
-        d->variant->divide(tile, count, job->divisor, t->data + (at - begin), stream);
+        d->variant->divide(tile, count, job->divisor, job->dtype, (uint8_t *)t->data + (at - begin) * width, stream);
         tile += count;
         at += count;
     }
@@ -197,7 +198,7 @@ size_t gtcb_mean_scratch_bytes(size_t count, const gtcb_executor *executor)
 
 gtcb_status gtcb_decode_mean(const gtcb_variant *v, const gtcb_mean_job *job, const gtcb_executor *executor)
 {
-    if (v == NULL || job->scratch == NULL || (job->messages == NULL && job->count > 0) || !(job->divisor > 0))
+    if (v == NULL || job->scratch == NULL || (job->messages == NULL && job->count > 0) || !(job->divisor > 0) || !gtcb_is_mean_dtype(job->dtype))
         return GTCB_BAD_ARGUMENT;
     uint64_t sent, room = 0;
     for (size_t i = 0; i < job->target_count; i++)

@@ -68,8 +68,8 @@ struct gtcb_variant {
     /* The same for the codes of a dense body; the first code is at bit 0. */
     void (*add_codes)(float *dense, const uint8_t *codes, size_t count, float threshold);
 
-    /* out[i] = sum[i] / divisor; `stream`: past the caches. */
-    void (*divide)(const float *sum, size_t count, float divisor, float *out, bool stream);
+    /* out[i] = sum[i] / divisor, which is no NaN, as float32 or rounded to bfloat16; `stream`: past the caches. */
+    void (*divide)(const float *sum, size_t count, float divisor, gtcb_dtype dtype, void *out, bool stream);
 
     /* S of the format over bytes that begin at word number `first` of the sequence. */
     uint64_t (*checksum)(const void *data, size_t bytes, uint64_t first);
@@ -81,7 +81,7 @@ struct gtcb_variant {
 extern const gtcb_variant gtcb_scalar;
 #ifdef GTCB_X86
 extern const gtcb_variant gtcb_avx2, gtcb_avx512;
-void gtcb_divide_avx2(const float *sum, size_t count, float divisor, float *out, bool stream);
+void gtcb_divide_avx2(const float *sum, size_t count, float divisor, gtcb_dtype dtype, void *out, bool stream);
 #endif
 
 /* -- the arithmetic of the packed body (docs/message-format.md, Body 2) ---------------------------- */
@@ -145,6 +145,15 @@ static inline uint64_t gtcb_get_tail(const void *p, size_t bytes)    /* fewer th
 
 static inline uint32_t gtcb_float_bits(float x) { return gtcb_get32(&x); }
 static inline float gtcb_from_bits(uint32_t bits) { float x; memcpy(&x, &bits, sizeof x); return x; }
+
+static inline float gtcb_from_bfloat16(uint16_t bits) { return gtcb_from_bits((uint32_t)bits << 16); }
+
+/* To nearest, ties to even; beyond the largest: infinity. A NaN stays one. */
+static inline uint16_t gtcb_to_bfloat16(float x)
+{
+    const uint32_t bits = gtcb_float_bits(x);
+    return (uint16_t)((x == x ? bits + 0x7FFF + (bits >> 16 & 1) : bits | 0x400000) >> 16);
+}
 
 /* -- loops that the variants share and compile for their instruction sets ---------------------------- */
 

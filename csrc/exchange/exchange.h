@@ -88,8 +88,8 @@ void gtcb_exchange_corrupt_next(gtcb_exchange *exchange);
 
 #define GTCB_BUCKETS ((uint32_t)1 << 24)     /* bucket numbers are below */
 
-/* Where a bucket's mean goes: float32 arrays that have its elements between them, and by what the sum is divided. */
-typedef struct gtcb_mean_into { const gtcb_target *targets; size_t count; float divisor; } gtcb_mean_into;
+/* Where a bucket's mean goes: arrays of float32 or bfloat16 that have its elements between them, and by what the sum is divided. */
+typedef struct gtcb_mean_into { const gtcb_target *targets; size_t count; gtcb_dtype dtype; float divisor; } gtcb_mean_into;
 
 /* Arrays belong to the operation until it is done, and until gtcb_op_release has returned true.
    `into`: the mean goes there as soon as all messages are here and sound, before the operation is done; the targets may be what the

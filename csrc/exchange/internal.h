@@ -269,7 +269,7 @@ gtcb_status gtcb_encode_shards(gtcb_op *op, size_t stride, gtcb_header *announce
 
 /* mean.c. The mean that an operation owes, where its messages are here: it is done then. With `drive` held. */
 void gtcb_op_settle_mean(gtcb_op *op);
-bool gtcb_mean_fits(const gtcb_mean_into *into, uint64_t elements);      /* and divides by more than 0 */
+bool gtcb_mean_fits(const gtcb_mean_into *into, uint64_t elements);      /* in a dtype that a mean has, divided by more than 0 */
 
 /* owners.c: what the owner of a shard made of it; once done */
 gtcb_message gtcb_owners_result(gtcb_op *op, uint32_t shard);

@@ -52,7 +52,7 @@ static gtcb_status decode(gtcb_op *op, const gtcb_mean_into *into)
 {
     gtcb_exchange *x = op->exchange;
     gtcb_engine *engine = x->engine;
-    gtcb_mean_job job = {.targets = into->targets, .target_count = into->count, .divisor = into->divisor};
+    gtcb_mean_job job = {.targets = into->targets, .target_count = into->count, .dtype = into->dtype, .divisor = into->divisor};
     double begin = engine->settings.now();
     pthread_mutex_lock(&engine->decode);
     gtcb_status status = op->operation == GTCB_OWNERS ? mean_of_results(op, &job) : mean_of_messages(op, &job);
@@ -68,7 +68,7 @@ bool gtcb_mean_fits(const gtcb_mean_into *into, uint64_t elements)
     uint64_t room = 0;
     for (size_t i = 0; i < into->count; i++)
         room += into->targets[i].count;
-    return room == elements && into->divisor > 0;
+    return room == elements && into->divisor > 0 && gtcb_is_mean_dtype(into->dtype);
 }
 
 gtcb_status gtcb_op_decode_mean(gtcb_op *op, const gtcb_mean_into *into)

@@ -47,7 +47,7 @@ static gtcb_status take_job(gtcb_exchange *x, gtcb_operation operation, const gt
     gtcb_status status = take(x, operation, job->bucket, &op);
     if (status)
         return status;
-    op->into = into ? *into : (gtcb_mean_into){NULL, 0, 1};
+    op->into = into ? *into : (gtcb_mean_into){NULL, 0, GTCB_F32, 1};
     status = keep(&op->segments, job->segments, job->segment_count * sizeof *job->segments);
     if (!status)
         status = keep(&op->targets, op->into.targets, op->into.count * sizeof *op->into.targets);

@@ -138,15 +138,6 @@ static void arrived(gtcb_op *op, uint32_t slot)
 
 /* -- the sum ------------------------------------------------------------------------------------------- */
 
-static float wide(uint16_t bfloat16) { return gtcb_from_bits((uint32_t)bfloat16 << 16); }
-
-/* To nearest, ties to even. A NaN (a mean without weight) stays one. */
-static uint16_t narrow(float x)
-{
-    uint32_t bits = gtcb_float_bits(x);
-    return (uint16_t)((x == x ? bits + 0x7FFF + (bits >> 16 & 1) : bits | 0x400000) >> 16);
-}
-
 #define SAME(x) (x)
 
 #define SUM(TYPE, name, FROM, ROUND, TO)                                                                     \
@@ -170,7 +161,7 @@ static uint16_t narrow(float x)
 
 SUM(float, sum_f32, SAME, float, SAME)
 SUM(double, sum_f64, SAME, double, SAME)
-SUM(uint16_t, sum_bf16, wide, float, narrow)
+SUM(uint16_t, sum_bf16, gtcb_from_bfloat16, float, gtcb_to_bfloat16)
 
 static void sum_block(void *context, size_t i)
 {

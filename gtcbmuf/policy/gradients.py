@@ -148,7 +148,7 @@ class GradientExchange:
 
 
 @functools.cache
-def _name(dtype: np.dtype) -> str:
+def dtype_name(dtype: np.dtype) -> str:
     """dtype.name, which NumPy puts together anew each time, in microseconds."""
     return dtype.name
 
@@ -159,7 +159,7 @@ def _check_segments(bucket: Bucket, segments: Sequence[np.ndarray]) -> None:
     if found != bucket.elements:
         raise ValueError(f"bucket {bucket.index} has {bucket.elements} elements, not {found}")
     for segment in segments:
-        if _name(segment.dtype) not in (bucket.dtype, dtype) or segment.ndim != 1:
+        if dtype_name(segment.dtype) not in (bucket.dtype, dtype) or segment.ndim != 1:
             raise ValueError(
                 f"bucket {bucket.index} takes 1-D arrays of {dtype}, "
                 f"not {segment.ndim}-D of {segment.dtype}"

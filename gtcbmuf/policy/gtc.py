@@ -29,6 +29,8 @@ from gtcbmuf.policy.threshold import (
 )
 from gtcbmuf.policy.worker import Exchange, Groups, Ticket
 
+MEANS = ("float32", "bfloat16")  # the dtypes of gradients that an exchange decodes to
+
 
 @dataclass(frozen=True)
 class GTC(Strategy):
@@ -174,7 +176,7 @@ class GTCLane:
 
     def _begin(self, whole: bool, in_place: bool = False) -> None:
         self._whole = whole
-        self._in_place = in_place and not whole and self.bucket.dtype == "float32"
+        self._in_place = in_place and not whole and self.bucket.dtype in MEANS
         self._ticket: Ticket | None = None  # of a sound step, until its gradient is collected
         self._in_spare = False  # the gradient is there
 
@@ -259,7 +261,7 @@ class GTCLane:
 
     def collect(self, segments: Sequence[np.ndarray]) -> None:
         """The gradient to where it was posted from, in the bucket's dtype."""
-        if self._ticket is None or self.bucket.dtype != "float32":
+        if self._ticket is None or self.bucket.dtype not in MEANS:
             scatter(self.gradient, self.bucket.dtype, segments)
         elif self._in_place:
             self._ticket = None  # it is there

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf.backends import HEADER_BYTES, Codec, Header
+from gtcbmuf.backends.arguments import dtype_name
 from gtcbmuf.errors import DeadlineError, GtcbmufError, MismatchError, NonFiniteError
 from gtcbmuf.policy import bfloat16
 from gtcbmuf.simulate import owners
@@ -124,13 +125,19 @@ class Operation:
             self.error = error
 
     def decode_mean(self, targets: Sequence[np.ndarray], divisor: float) -> None:
-        """targets = Σ q / divisor. The sum is decoded once and shared."""
+        """targets = Σ q / divisor; bfloat16 ones rounded. The sum is decoded once and shared."""
         if self._sum is None:
             self._sum = np.zeros(self.headers[0].elements, np.float32)
             self._decode_add(self._sum)
         at = 0
         for target in targets:
-            np.divide(self._sum[at : at + target.size], np.float32(divisor), out=target)
+            mean = self._sum[at : at + target.size] / np.float32(divisor)
+            if target.dtype == np.float32:
+                target[:] = mean
+            elif dtype_name(target.dtype) in ("bfloat16", "uint16"):
+                target.view(np.uint16)[:] = bfloat16.narrow(mean)
+            else:
+                raise TypeError(f"a mean goes to float32 or bfloat16 arrays, found {target.dtype}")
             at += target.size
 
     def _decode_add(self, dense: np.ndarray) -> None:

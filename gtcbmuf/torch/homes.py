@@ -11,6 +11,7 @@ import torch
 from gtcbmuf.backends.device_arrays import DeviceArray
 from gtcbmuf.device import DeviceVector, Home, why_on_the_host
 from gtcbmuf.policy import Worker
+from gtcbmuf.policy.gtc import MEANS
 from gtcbmuf.policy.layout import Bucket
 from gtcbmuf.torch.parameters import Named, dtype_name
 
@@ -32,13 +33,14 @@ class HostHome:
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray], gradients: Sequence[torch.Tensor]) -> None:
         """The exchanged gradient into these tensors, of which `segments` were posted and may share the memory."""
-        if bucket.dtype != "float32":  # torch rounds faster than NumPy, and without room for it
+        left_to_round = bucket.dtype != "float32" and (bucket.dense or bucket.dtype not in MEANS)
+        if left_to_round:  # torch does it faster than NumPy, and without room for it
             _copy(torch.from_numpy(worker.gradient(bucket.index)), bucket, gradients)
             return
         worker.collect(bucket.index)
         for segment, gradient in zip(segments, gradients):
             if segment.ctypes.data != gradient.data_ptr():
-                gradient.copy_(torch.from_numpy(segment).view(gradient.shape))
+                gradient.copy_(_tensor(segment, gradient.dtype).view(gradient.shape))
 
 
 class CudaHome:
@@ -66,6 +68,11 @@ class CudaHome:
         if values not in self._tensors:  # a vector's memory stays where it is
             self._tensors[values] = torch.as_tensor(values, device=self._device)  # by the CUDA array interface
         return self._tensors[values]
+
+
+def _tensor(segment: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """What HostHome.segment gave, as a tensor again; shares memory."""
+    return torch.from_numpy(segment.view(np.int16)).view(dtype) if dtype == torch.bfloat16 else torch.from_numpy(segment)
 
 
 def _copy(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> None:

@@ -217,7 +217,7 @@ static void bench_mean(bench *b, double density, const gtcb_message *messages, c
     printf("%8.4f%% decode_mean, ms:", 100 * density);
     for (size_t c = 0; c < COUNTS; c++) {
         double time[MAX_ROUNDS], ratio[MAX_ROUNDS], passes[MAX_ROUNDS];
-        gtcb_mean_job job = {messages, counts[c], b->n, &target, 1, 0, 8, touched(gtcb_mean_scratch_bytes(counts[c], b->executor))};
+        gtcb_mean_job job = {messages, counts[c], b->n, &target, 1, GTCB_F32, 0, 8, touched(gtcb_mean_scratch_bytes(counts[c], b->executor))};
         for (size_t r = 0; r < rounds; r++) {
             double t0 = now();
             mean_in_passes(b->executor, b->v, b->residual, b->gradient, b->n, messages, counts[c]);

@@ -40,6 +40,16 @@ static inline uint64_t random64(uint64_t *state)
 static inline uint64_t below(uint64_t *state, uint64_t limit) { return random64(state) % limit; }
 static inline double uniform(uint64_t *state) { return (double)(random64(state) >> 11) * 0x1p-53; }
 
+/* The bfloat16 next to a float that is no NaN, by the distances to those on both sides; halfway the even one. */
+static inline uint16_t oracle_bfloat16(float x)
+{
+    uint32_t sign = gtcb_float_bits(x) >> 31 << 31, low = (gtcb_float_bits(x) & ~sign) >> 16;
+    double value = (double)gtcb_from_bits(gtcb_float_bits(x) & ~sign), below_it = (double)gtcb_from_bits(low << 16);
+    double above_it = low == 0x7F7F ? 0x1p128 : (double)gtcb_from_bits((low + 1) << 16);
+    bool up = low < 0x7F80 && (above_it - value < value - below_it || (above_it - value == value - below_it && low % 2));
+    return (uint16_t)(sign >> 16 | (low + up));
+}
+
 /* -- executors ------------------------------------------------------------------------------------- */
 
 static inline void run_reversed(void *self, void (*task)(void *, size_t), void *context, size_t count)

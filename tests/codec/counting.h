@@ -27,7 +27,7 @@ static void c_unpack(const uint8_t *lo, const uint8_t *up, size_t b, size_t n, u
 static size_t c_keep(uint32_t *v, size_t n, uint32_t a, uint32_t b) { return COUNT(KEEP)->keep(v, n, a, b); }
 static void c_add(float *d, const uint32_t *v, size_t n, float t) { COUNT(ADD)->add(d, v, n, t); }
 static void c_add_codes(float *d, const uint8_t *c, size_t n, float t) { COUNT(ADD_CODES)->add_codes(d, c, n, t); }
-static void c_divide(const float *x, size_t n, float d, float *o, bool s) { COUNT(DIVIDE)->divide(x, n, d, o, s); }
+static void c_divide(const float *x, size_t n, float d, gtcb_dtype t, void *o, bool s) { COUNT(DIVIDE)->divide(x, n, d, t, o, s); }
 static uint64_t c_checksum(const void *p, size_t n, uint64_t f) { return COUNT(CHECKSUM)->checksum(p, n, f); }
 static size_t c_ones(const uint8_t *p, size_t n) { return COUNT(ONES)->ones(p, n); }
 static size_t c_count_codes(const uint8_t *p, size_t n) { return COUNT(COUNT_CODES)->count_codes(p, n); }

@@ -231,7 +231,7 @@ static void check_arguments(void)
     CHECK(gtcb_decode_add(v, &m, 1, dense, 7, NULL) == GTCB_MISMATCH, "elements");
     CHECK(gtcb_decode_add(v, NULL, 1, dense, 8, NULL) == GTCB_BAD_ARGUMENT, "messages");
     gtcb_target target = {dense, 8};
-    const gtcb_mean_job sound_mean = {&m, 1, 8, &target, 1, 0, 2, must(malloc(gtcb_mean_scratch_bytes(1, NULL)))};
+    const gtcb_mean_job sound_mean = {&m, 1, 8, &target, 1, GTCB_F32, 0, 2, must(malloc(gtcb_mean_scratch_bytes(1, NULL)))};
     for (size_t i = 0; i < 8; i++)
         dense[i] = 5;
 #define MEAN_REFUSED(change, wanted)                                                                     \
@@ -245,6 +245,8 @@ static void check_arguments(void)
     MEAN_REFUSED(mean.first = 1, GTCB_BAD_ARGUMENT);
     MEAN_REFUSED(mean.first = 9, GTCB_BAD_ARGUMENT);
     MEAN_REFUSED(mean.divisor = 0, GTCB_BAD_ARGUMENT);
+    MEAN_REFUSED(mean.dtype = GTCB_F16, GTCB_BAD_ARGUMENT);
+    MEAN_REFUSED(mean.dtype = GTCB_F64, GTCB_BAD_ARGUMENT);
     MEAN_REFUSED(mean.messages = NULL, GTCB_BAD_ARGUMENT);
     MEAN_REFUSED(mean.scratch = NULL, GTCB_BAD_ARGUMENT);
     CHECK(gtcb_decode_mean(v, &sound_mean, NULL) == GTCB_OK && dense[0] == 0 && dense[7] == 0, "a mean of nothing is 0");

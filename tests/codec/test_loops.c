@@ -106,22 +106,43 @@ static void check_codes(const gtcb_variant *v, size_t count)
     free(codes);
 }
 
+/* With halfway cases of bfloat16 and their neighbours, and what it has no number for. */
+static float dividend(void)
+{
+    static const float rare[] = {0x3p-149f, -0.0f, FLT_MAX, -FLT_MAX, INFINITY, -INFINITY};
+    static const uint32_t lower[] = {0x7FFF, 0x8000, 0x8001};
+    const uint64_t kind = below(&rng, 4);
+    if (kind == 0)
+        return rare[below(&rng, sizeof rare / sizeof *rare)];
+    return kind < 3 ? (float)(uniform(&rng) - 0.5) : gtcb_from_bits((uint32_t)(below(&rng, 0x7F80) | below(&rng, 2) << 15) << 16 | lower[below(&rng, 3)]);
+}
+
+static void check_divide_to(const gtcb_variant *v, size_t count, gtcb_dtype dtype, float divisor, bool stream)
+{
+    float sum[1024 + 16];
+    union { float f32[1024 + 32]; uint16_t bf16[2048 + 64]; } out;
+    const size_t from = below(&rng, 9), to = below(&rng, 33);
+    for (size_t i = 0; i < count; i++)
+        sum[from + i] = dividend();
+    memset(&out, 0x55, sizeof out);
+    v->divide(sum + from, count, divisor, dtype, dtype == GTCB_F32 ? (void *)(out.f32 + to) : out.bf16 + to, stream);
+    for (size_t i = 0; i < (dtype == GTCB_F32 ? sizeof out / 4 : sizeof out / 2); i++) {
+        const bool outside = i < to || i - to >= count;
+        volatile float quotient = outside ? 0 : sum[from + i - to] / divisor;
+        const uint32_t wanted = dtype == GTCB_F32 ? gtcb_float_bits(quotient) : oracle_bfloat16(quotient);
+        const uint32_t found = dtype == GTCB_F32 ? gtcb_float_bits(out.f32[i]) : out.bf16[i];
+        CHECK(found == (!outside ? wanted : dtype == GTCB_F32 ? 0x55555555 : 0x5555), "%s divide %zu by %g to %s, element %zu: %x, not %x",
+              under_test->name, count, divisor, dtype == GTCB_F32 ? "float32" : "bfloat16", i - to, found, wanted);
+    }
+}
+
 static void check_divide(const gtcb_variant *v, size_t count)
 {
     static const float divisors[] = {1, 2, 3, 7, 1024, 1025, 0.1f, 0x1p-120f, 0x1p120f};
-    float sum[1024 + 16], out[1024 + 32];
-    const size_t from = below(&rng, 9), to = below(&rng, 17);
-    for (size_t i = 0; i < count; i++)
-        sum[from + i] = below(&rng, 3) ? (float)(uniform(&rng) - 0.5) : below(&rng, 2) ? 0x3p-149f : -0.0f;
     for (size_t d = 0; d < sizeof divisors / sizeof *divisors; d++)
         for (int stream = 0; stream < 2; stream++) {
-            for (size_t i = 0; i < sizeof out / sizeof *out; i++)
-                out[i] = 5;
-            v->divide(sum + from, count, divisors[d], out + to, stream);
-            for (size_t i = 0; i < sizeof out / sizeof *out; i++) {
-                volatile float wanted = i >= to && i - to < count ? sum[from + i - to] / divisors[d] : 5;
-                CHECK(gtcb_float_bits(out[i]) == gtcb_float_bits(wanted), "%s divide %zu by %g", under_test->name, count, divisors[d]);
-            }
+            check_divide_to(v, count, GTCB_F32, divisors[d], stream);
+            check_divide_to(v, count, GTCB_BF16, divisors[d], stream);
         }
 }
 

@@ -32,34 +32,46 @@ static void make_segments(bucket *b, const void *gradient, size_t n, size_t part
     b->job.segment_count = parts;
 }
 
+/* Each target in memory of its own, with an element before and one behind it. */
+static void make_targets(gtcb_target *targets, size_t parts, size_t elements, size_t width)
+{
+    for (size_t i = 0; i < parts; elements -= targets[i++].count) {
+        targets[i].count = i + 1 == parts ? elements : below(&rng, 3) ? below(&rng, elements + 1) : 0;
+        targets[i].data = (uint8_t *)memset(must(malloc((targets[i].count + 2) * width)), 0x55, (targets[i].count + 2) * width) + width;
+    }
+}
+
+static uint32_t bits_at(const void *data, size_t i, size_t width)
+{
+    return width == 2 ? ((const uint16_t *)data)[i] : ((const uint32_t *)data)[i];
+}
+
 /* The mean of messages with that sum, into targets cut anywhere, of which the first few elements and all that lies
    beside them are not the messages' to write. */
 static void check_mean(const gtcb_variant *v, const gtcb_message *messages, size_t copies, const float *sum, size_t n,
-                       const gtcb_executor *executor)
+                       gtcb_dtype dtype, const gtcb_executor *executor)
 {
     enum { TARGETS = 5 };
     const float divisors[] = {1, 4, 7}, divisor = divisors[below(&rng, 3)];
-    const size_t first = below(&rng, 20);
+    const size_t first = below(&rng, 20), width = dtype_bytes[dtype];
+    const uint32_t untouched = width == 2 ? 0x5555 : 0x55555555;
     gtcb_target targets[TARGETS];
-    for (size_t i = 0, left = first + n; i < TARGETS; left -= targets[i++].count) {
-        targets[i].count = i + 1 == TARGETS ? left : below(&rng, 3) ? below(&rng, left + 1) : 0;
-        targets[i].data = must(malloc((targets[i].count + 2) * 4));
-        for (size_t j = 0; j < targets[i].count + 2; j++)
-            targets[i].data[j] = 5;
-        targets[i].data++;
-    }
+    make_targets(targets, TARGETS, first + n, width);
     void *scratch = must(malloc(gtcb_mean_scratch_bytes(copies, executor)));
-    gtcb_mean_job job = {messages, copies, n, targets, TARGETS, first, divisor, scratch};
+    gtcb_mean_job job = {messages, copies, n, targets, TARGETS, dtype, first, divisor, scratch};
     CHECK(gtcb_decode_mean(v, &job, executor) == GTCB_OK, "mean");
     for (size_t i = 0, at = 0; i < TARGETS; at += targets[i++].count) {
-        const float *data = targets[i].data;
-        CHECK(data[-1] == 5 && data[targets[i].count] == 5, "%s writes beside a target", under_test->name);
+        uint8_t *memory = (uint8_t *)targets[i].data - width;
+        CHECK(bits_at(memory, 0, width) == untouched && bits_at(memory, targets[i].count + 1, width) == untouched,
+              "%s writes beside a target", under_test->name);
         for (size_t j = 0; j < targets[i].count; j++) {
-            volatile float wanted = at + j < first ? 5 : sum[at + j - first] / divisor;
-            CHECK(gtcb_float_bits(data[j]) == gtcb_float_bits(wanted), "%s mean of %zu, element %zu of %zu: %g, not %g",
-                  under_test->name, copies, at + j - first, n, data[j], wanted);
+            volatile float mean = at + j < first ? 0 : sum[at + j - first] / divisor;
+            const uint32_t wanted = at + j < first ? untouched : width == 2 ? oracle_bfloat16(mean) : gtcb_float_bits(mean);
+            const uint32_t found = bits_at(targets[i].data, j, width);
+            CHECK(found == wanted, "%s mean of %zu in %s, element %zu of %zu: %x, not %x", under_test->name, copies, dtype_names[dtype],
+                  at + j - first, n, found, wanted);
         }
-        free(targets[i].data - 1);
+        free(memory);
     }
     free(scratch);
 }
@@ -93,7 +105,8 @@ static void check_decode(const uint8_t *message, size_t bytes, size_t n)
         memset(expected, 0, n * 4);
         oracle_decode_add(message, expected);
         oracle_decode_add(message, expected);
-        check_mean(v, both, 2, expected, n, executors[cases % 3]);
+        check_mean(v, both, 2, expected, n, GTCB_F32, executors[cases % 3]);
+        check_mean(v, both, 2, expected, n, GTCB_BF16, executors[cases % 3]);
     }
     free(copy);
     free(dense);
@@ -213,7 +226,7 @@ static void check_copies(const uint64_t *numbers, uint64_t k, uint64_t n, size_t
             memset(dense, 0, n * 4);
             gtcb_status status = gtcb_decode_add(count_calls_of(i), messages, copies, dense, n, executor);
             CHECK(status == GTCB_OK && memcmp(expected, dense, n * 4) == 0, "%s, %zu messages", under_test->name, copies);
-            check_mean(count_calls_of(i), messages, copies, expected, n, executor);
+            check_mean(count_calls_of(i), messages, copies, expected, n, (i + cases) % 2 ? GTCB_F32 : GTCB_BF16, executor);
         }
     cases++;
     free(message);

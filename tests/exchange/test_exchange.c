@@ -41,34 +41,48 @@ static void broadcast(rank *me)
         }
 }
 
-/* Many operations at once, waited for from the last to the first. The means of odd buckets come by themselves, to where the
-   gradients were. */
+/* What bfloat16 holds exactly. */
+static uint16_t narrow(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    CHECK(!(bits & 0xFFFF));
+    return (uint16_t)(bits >> 16);
+}
+
+/* Many operations at once, waited for from the last to the first. The means of odd buckets come by themselves, of one to where the
+   gradients were, of the other as bfloat16. */
 static void encode(rank *me)
 {
     enum { STEPS = 6, BUCKETS = 5, N = 3000 };
     float *residuals[2] = {calloc(BUCKETS * N, sizeof(float)), calloc(BUCKETS * N, sizeof(float))};
     float *dense = calloc(BUCKETS * N, sizeof(float)), *gradient = values(me->rank, N), *gradients = calloc(BUCKETS * N, sizeof(float));
+    uint16_t halves[2][N];
     for (int step = 0; step < STEPS; step++) {
         gtcb_op *ops[BUCKETS];
         for (uint32_t b = 0; b < BUCKETS; b++) {
             float *own = memcpy(gradients + b * N, gradient, N * sizeof(float));
             gtcb_segment segments[] = {{own, 1000}, {own + 1000, N - 1000}};
             const gtcb_target targets[] = {{own, 7}, {own + 7, N - 7}};
-            const gtcb_mean_into into = {targets, 2, 2}, too_short = {targets, 1, 2}, by_nothing = {targets, 2, 0};
+            const gtcb_target half[] = {{halves[0], 7}, {halves[0] + 7, N - 7}};
+            const gtcb_mean_into into = {b == 3 ? half : targets, 2, b == 3 ? GTCB_BF16 : GTCB_F32, 2};
+            const gtcb_mean_into too_short = {targets, 1, GTCB_F32, 2}, by_nothing = {targets, 2, GTCB_F32, 0}, of_halves = {half, 2, GTCB_F16, 2};
             gtcb_encode_job job = {.segments = segments, .segment_count = 2, .dtype = GTCB_F32, .elements = N,
                                    .residual_in = residuals[step % 2] + b * N, .residual_out = residuals[1 - step % 2] + b * N,
                                    .threshold = 20, .max_sent = GTCB_NO_CAP, .bucket = b};
             dawdle(me);
             CHECK(gtcb_post_encode(me->exchange, &job, &too_short, &ops[b]) == GTCB_BAD_ARGUMENT);
             CHECK(gtcb_post_encode(me->exchange, &job, &by_nothing, &ops[b]) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_post_encode(me->exchange, &job, &of_halves, &ops[b]) == GTCB_BAD_ARGUMENT);
             CHECK(gtcb_post_encode(me->exchange, &job, b % 2 ? &into : NULL, &ops[b]) == GTCB_OK);
         }
         for (uint32_t b = BUCKETS; b-- > 0;) {
             CHECK(finish(ops[b])->status == GTCB_OK);
             const gtcb_target targets[] = {{dense + b * N, 7}, {dense + b * N + 7, N - 7}, {dense, 1}};
-            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 2, 2}) == GTCB_OK);
-            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 1, 1}) == GTCB_BAD_ARGUMENT);
-            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 3, 1}) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 2, GTCB_F32, 2}) == GTCB_OK);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){&(gtcb_target){halves[1], N}, 1, GTCB_BF16, 2}) == GTCB_OK);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 1, GTCB_F32, 1}) == GTCB_BAD_ARGUMENT);
+            CHECK(gtcb_op_decode_mean(ops[b], &(gtcb_mean_into){targets, 3, GTCB_F32, 1}) == GTCB_BAD_ARGUMENT);
             gtcb_times at = gtcb_op_times(ops[b]);
             CHECK(at.posted <= at.begun && at.begun <= at.announced && at.announced <= at.arrived && at.arrived <= at.done);
             CHECK(gtcb_op_release(ops[b]));
@@ -85,7 +99,8 @@ static void encode(rank *me)
             }
         }
         CHECK(dense[i] == sum / 2);
-        CHECK(gradients[i] == (i / N % 2 ? dense : gradient)[i / N % 2 ? i : i % N]);
+        CHECK(gradients[i] == (i / N == 1 ? dense[i] : gradient[i % N]));
+        CHECK(halves[0][i % N] == narrow(sum / 2) && halves[1][i % N] == narrow(sum / 2));
     }
     CHECK(gtcb_exchange_counters(me->exchange).operations == STEPS * BUCKETS);
     free(residuals[0]);
@@ -138,6 +153,7 @@ static void owners(rank *me)
         float *residuals[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))};
         float *seconds[2] = {calloc(n, sizeof(float)), calloc(n, sizeof(float))};
         float *dense = malloc(n * sizeof(float)), *gradient = values(me->rank, n);
+        uint16_t *halves = malloc(n * sizeof *halves);
         float *r = calloc(n * size, sizeof(float)), *s = calloc(n, sizeof(float));
         for (int step = 0; step < STEPS; step++) {
             gtcb_segment segments[] = {{gradient, n / 3}, {gradient + n / 3, n - n / 3}};
@@ -146,12 +162,15 @@ static void owners(rank *me)
                                    .threshold = 20, .max_sent = GTCB_NO_CAP, .bucket = 4};
             gtcb_encode_job second = {.residual_in = seconds[step % 2], .residual_out = seconds[1 - step % 2], .threshold = 30};
             const gtcb_target targets[] = {{dense, n / 2}, {dense + n / 2, n - n / 2}};
-            const gtcb_mean_into into = {targets, 2, 2};
+            const gtcb_target half = {halves, n};
+            const gtcb_mean_into into = {targets, 2, GTCB_F32, 2}, into_half = {&half, 1, GTCB_BF16, 2};
+            const gtcb_mean_into *by_itself[] = {NULL, &into, NULL, &into_half};
             gtcb_op *op;
             dawdle(me);
-            CHECK(gtcb_post_owners(me->exchange, &job, &second, step % 2 ? &into : NULL, &op) == GTCB_OK);
+            CHECK(gtcb_post_owners(me->exchange, &job, &second, by_itself[step], &op) == GTCB_OK);
             CHECK(finish(op)->status == GTCB_OK);
-            CHECK(step % 2 || gtcb_op_decode_mean(op, &into) == GTCB_OK);
+            CHECK(step == 1 || gtcb_op_decode_mean(op, &into) == GTCB_OK);
+            CHECK(step == 3 || gtcb_op_decode_mean(op, &into_half) == GTCB_OK);
             for (size_t i = 0; i < n; i++) {
                 for (size_t w = 0; w < size; w++) {
                     float t = r[w * n + i] + value((int)w, i), q = t >= 20 ? 20 : t <= -20 ? -20 : 0;
@@ -160,13 +179,13 @@ static void owners(rank *me)
                 }
                 float q = s[i] >= 30 ? 30 : s[i] <= -30 ? -30 : 0;
                 s[i] -= q;
-                CHECK(dense[i] == q / 2);
+                CHECK(dense[i] == q / 2 && halves[i] == narrow(q / 2));
                 CHECK(residuals[1 - step % 2][i] == r[own_rank * n + i]);
                 CHECK(i < first || i >= first + own || seconds[1 - step % 2][i - first] == s[i]);
             }
             CHECK(gtcb_op_release(op));
         }
-        float *all[] = {residuals[0], residuals[1], seconds[0], seconds[1], dense, gradient, r, s};
+        void *all[] = {residuals[0], residuals[1], seconds[0], seconds[1], dense, gradient, halves, r, s};
         for (size_t i = 0; i < sizeof all / sizeof *all; i++)
             free(all[i]);
     }

@@ -3,6 +3,7 @@
 import gc
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -30,10 +31,26 @@ def test_encode_with_a_cap_moves_its_window(exchange):
         check_encode(exchange, 1, 3000, threshold=0.5, max_sent=100, step=step)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("n", [1, 1000, 300_000])
-def test_a_mean_comes_by_itself_to_where_the_gradient_was(exchange, n):
+def test_a_mean_comes_by_itself_to_where_the_gradient_was(exchange, n, dtype):
     for step in range(3):
-        check_encode(exchange, 2, n, threshold=0.5, step=step, in_place=True)
+        check_encode(exchange, 2, n, threshold=0.5, dtype=dtype, step=step, in_place=True)
+
+
+@pytest.mark.slow
+def test_the_mean_of_a_bucket_that_goes_past_the_caches(exchange):
+    check_encode(exchange, 2, 1_200_007, threshold=0.5, dtype="bfloat16", in_place=True)
+
+
+def test_a_mean_goes_to_bfloat16_of_ml_dtypes(exchange):
+    mine = np.full(10, 1.5, ml_dtypes.bfloat16)
+    ticket = exchange.post_encode(0, [mine], *np.zeros((2, 10), np.float32), 0.5, mean_into=[mine], divisor=exchange.size)
+    ticket.wait()
+    assert (mine == 0.5).all()
+    mine.fill(7)
+    ticket.decode_mean([mine[:3], mine[3:]], 2 * exchange.size)
+    assert (mine == 0.25).all()
 
 
 def test_means_that_come_by_themselves_come_while_nobody_waits(comm, threaded):
@@ -55,6 +72,9 @@ def test_means_that_come_by_themselves_come_while_nobody_waits(comm, threaded):
     ([np.ones(9, np.float32)], ValueError, "bucket's elements"),
     ([np.ones(5, np.float32), np.ones(6, np.float32)], ValueError, "bucket's elements"),
     ([np.ones(10, np.float64)], TypeError, "float32"),
+    ([np.ones(10, np.float16)], TypeError, "float32"),
+    ([np.ones(5, np.float32), np.ones(5, np.uint16)], TypeError, "all bfloat16"),
+    ([np.ones(9, np.uint16)], ValueError, "bucket's elements"),
     ([np.ones(20, np.float32)[::2]], TypeError, "contiguous"),
     ([np.frombuffer(np.ones(10, np.float32).tobytes(), np.float32)], TypeError, "writable"),
 ])  # fmt: skip

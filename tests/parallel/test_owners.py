@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from exchanges import gradient, needs, same_everywhere
+from exchanges import gradient, means, needs, rounded, same_everywhere
 from mpi4py import MPI
 
 from gtcbmuf.backends import portable
@@ -58,7 +58,7 @@ def check_owners(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
     second, cut, sequence = second[: end - first], n // 3, exchange.sequence
     before = residual.tobytes(), second.tobytes()
     left, second_left = np.full(n, np.nan, np.float32), np.full(end - first, np.nan, np.float32)
-    targets = [mine[:cut], mine[cut:]] if in_place else [np.full(n // 3, 7, np.float32), np.full(n - n // 3, 7, np.float32)]
+    targets = [mine[:cut], mine[cut:]] if in_place else means(n, cut, dtype)
     ticket = exchange.post_owners(
         bucket, [mine[:cut], mine[:0], mine[cut:]], residual, left, threshold, second, second_left, SECOND * threshold,
         max_sent=max_sent, dtype=dtype, **({"mean_into": targets, "divisor": 3} if in_place else {}),
@@ -76,7 +76,7 @@ def check_owners(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
         ticket.decode_mean(targets, 3)
     for (first, end), result in zip(owned(n, exchange.size), results):
         portable.decode_add([result], wanted[first:end])
-    assert np.concatenate(targets).tobytes() == (wanted / np.float32(3)).tobytes()
+    assert np.concatenate(targets).tobytes() == rounded(wanted / np.float32(3), dtype)
 
 
 @pytest.mark.parametrize("n, dtype", [(1, "float32"), (2, "float64"), (17, "bfloat16"), (1000, "float16"), (40_000, "float32")])
@@ -84,10 +84,11 @@ def test_owners_are_plain_loops_between_ranks(exchange, n, dtype):
     check_owners(exchange, 3, n, dtype=dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("n", [1, 1000, 40_000])
-def test_owners_means_come_by_themselves_to_where_gradients_were(either, n):
+def test_owners_means_come_by_themselves_to_where_gradients_were(either, n, dtype):
     for step in range(3):
-        check_owners(either, 3, n, threshold=0.5, step=step, in_place=True)
+        check_owners(either, 3, n, threshold=0.5, dtype=dtype, step=step, in_place=True)
 
 
 @pytest.mark.parametrize("threshold", [1e-30, 2.5, 1e30])

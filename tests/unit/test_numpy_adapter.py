@@ -182,7 +182,17 @@ def transposed(shape):
     return lambda: up(np.zeros(shape, np.float32)).T
 
 
+def views(weight, bias, scale):
+    """Of one array: gradients that begin at those elements."""
+    flat = up(np.random.default_rng(1).standard_normal(40, dtype=np.float32))
+    return {"weight": flat[weight : weight + 30].reshape(6, 5), "bias": flat[bias : bias + 5], "scale": flat[scale : scale + 1].reshape(())}
+
+
 @pytest.mark.parametrize("gradients, error, says", [
+    (lambda: views(0, 29, 39), ValueError, "weight and bias share memory.* copy"),
+    (lambda: views(9, 5, 0), ValueError, "bias and weight share memory"),
+    (lambda: views(0, 35, 20), ValueError, "weight and scale share memory"),
+    (lambda: views(0, 35, 35), ValueError, "bias and scale share memory"),
     (changed(bias=zeros(4)), ValueError, r"bias has shape \(4,\).*\(5,\)"),
     (changed(bias=zeros(5, np.float64)), TypeError, "bias has dtype float64, expected float32"),
     (changed(weight=transposed((5, 6))), ValueError, "weight is not C-contiguous"),
@@ -198,6 +208,21 @@ def test_gradients_that_do_not_fit(gradients, error, says):
         opt.reduce_(gradients())
     assert str(opt.state_dict()) == str(before)
     opt.reduce_(dict(reversed(grads(0, 0).items())))  # the order of keys does not matter
+
+
+def test_gradients_may_lie_side_by_side():
+    _, (opt,) = bound(GTC(threshold=0.5, dense_below=0, bucket_bytes=4), 1)
+    together = views(5, 0, 35)
+    apart = {name: up(down(array).copy()) for name, array in together.items()}
+    opt.reduce_(together)
+    _, (other,) = bound(GTC(threshold=0.5, dense_below=0, bucket_bytes=4), 1)
+    other.reduce_(apart)
+    assert equal(together, apart)
+
+
+def test_local_steps_do_not_mind_gradients_that_share_memory():
+    _, (opt,) = bound(BMUF(sync_period=3), 1)
+    assert opt.reduce_(views(0, 0, 0))
 
 
 @pytest.mark.parametrize("arguments, error, says", [

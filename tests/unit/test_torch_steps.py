@@ -294,6 +294,24 @@ def test_strides_do_not_matter():
     assert p.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_quanta_come_to_gradients_of_any_dtype_and_strides(dtype, memory_format):
+    p = torch.nn.Parameter(torch.zeros(2, 3, 4, 4, dtype=dtype).to(memory_format=memory_format))
+    opt = DistributedOptimizer(torch.optim.SGD([p], lr=1.0), strategy=GTC(**{**NO_DENSE, "threshold": 0.301}), exchanges=alone())
+    residual, tau = torch.zeros(p.shape), torch.tensor(0.301)
+    for step in range(4):
+        data = torch.randn(p.shape).to(dtype)
+        opt.zero_grad()
+        (p * data).sum().backward()
+        opt.step()
+        sums = residual + data.float()
+        quanta = torch.where(sums.abs() >= tau, torch.copysign(tau, sums), 0.0)
+        residual = sums - quanta
+        assert torch.equal(p.grad, quanta.to(dtype))
+        assert p.grad.is_contiguous(memory_format=memory_format)
+
+
 # -- loss scaling ----------------------------------------------------------------------------------
 
 

@@ -1,5 +1,6 @@
 """The exchange between virtual workers: sums to the bit, and the errors of the real one."""
 
+import ml_dtypes
 import numpy as np
 import oracle
 import pytest
@@ -53,6 +54,28 @@ def test_encode_sends_the_messages_of_the_oracle(codec):
         parts = np.full(expected.size // 4, 7, np.float32), np.full(expected.size - expected.size // 4, 7, np.float32)
         ticket.decode_mean(parts, 3)
         assert np.concatenate(parts).tobytes() == (expected / np.float32(3)).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("by_itself", [False, True])
+def test_a_mean_in_bfloat16_is_the_nearest_of_the_quotient(dtype, by_itself):
+    n, threshold = 3000, 1.004  # of its multiples by 3 some are rounded up, some down
+    posted = [torch.from_numpy(g).bfloat16() for g in vectors(3, n)]
+    quanta = [torch.where(g.float().abs() >= np.float32(threshold), torch.copysign(torch.tensor(threshold), g.float()), 0.0) for g in posted]
+    expected = ((quanta[0] + quanta[1] + quanta[2]) / torch.tensor(3.0)).bfloat16().view(torch.uint16).numpy()
+    segments = [g.view(torch.uint16).numpy().copy().view(dtype) for g in posted]
+    tickets = done([
+        x.post_encode(7, [g[:1000], g[1000:]], *np.zeros((2, n), np.float32), threshold, dtype="bfloat16",
+                      mean_into=[g[:1000], g[1000:]] if by_itself else None, divisor=3 if by_itself else 1)
+        for x, g in zip(exchanges(3), segments)
+    ])  # fmt: skip
+    for ticket, segment in zip(tickets, segments):
+        if not by_itself:
+            ticket.decode_mean([segment[:1], segment[1:]], 3)
+        assert segment.tobytes() == expected.tobytes()
+    for other in np.float16, np.float64:
+        with pytest.raises(TypeError, match="float32 or bfloat16"):
+            tickets[0].decode_mean([np.zeros(n, other)], 3)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
