@@ -41,6 +41,7 @@ const gtcb_failure *finish(gtcb_op *op);
 float value(int r, size_t i);
 float *values(int r, size_t n);
 
+void rounds(void);
 void crowd(rank *me);
 void order_of_turns(void);
 void turns_in_the_ring(void);

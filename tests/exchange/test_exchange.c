@@ -230,6 +230,7 @@ int main(int argc, char **argv)
     with_team(size, seed, "crowd", crowd, false);
     with_team(size, seed, "non_finite", non_finite, true);
     if (size == 3) {
+        rounds();
         order_of_turns();
         turns_in_the_ring();
         stuck_turns();
