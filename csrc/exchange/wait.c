@@ -16,7 +16,8 @@ static void relax(void)
 #endif
 }
 
-/* Spin for some microseconds, then sleep for short times. No sched_yield: where more processes want to run than there
+/* Spin for some microseconds, then sleep: the longer, the longer nothing has moved, as each look at MPI costs microseconds of a core
+   that others may want, on a machine with more ranks than cores. No sched_yield: where more processes want to run than there
    are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. */
 #define SPINS 64
 #define FIRST_SLEEP 20000          /* ns */

@@ -71,8 +71,8 @@ typedef struct gtcb_request {
 } gtcb_request;
 
 /* Transfers above this length take turns, by rounds: those of a round set out when all of the round before have ended, sends
-   and receives. In round i every rank sends to its i-th neighbour and hears from the one that it is the i-th of; so each
-   network card has one sender at a time. A send alone says little: it may be over, for MPI, when what it sent is
+   and receives. In a round every rank sends to one other and hears from one, so that each network card has one sender at a time
+   (csrc/exchange/rounds.c). A send alone says little: it may be over, for MPI, when what it sent is
    still on its way, and who then goes on to the next peer is its second sender. Two at once share a card's rate and overrun the queue of a
    small switch; what is lost is sent again after a timeout. Batches know nothing of each other: who has several holds all but one. */
 #define GTCB_LARGE ((size_t)1 << 16)
