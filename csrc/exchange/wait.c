@@ -21,7 +21,8 @@ static void relax(void)
    are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. */
 #define SPINS 64
 #define FIRST_SLEEP 20000          /* ns */
-#define LONGEST_SLEEP 100000
+#define LONGER 2500                /* each next one, */
+#define TIMES 32                   /* to 100 us */
 
 void gtcb_back_off(gtcb_pace *p, bool moved)
 {
@@ -38,8 +39,8 @@ void gtcb_back_off(gtcb_pace *p, bool moved)
         prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0);
     }
 #endif
-    const long sleep = FIRST_SLEEP + FIRST_SLEEP / 8 * (long)(p->idle - SPINS);
-    struct timespec pause = {0, sleep < LONGEST_SLEEP ? sleep : LONGEST_SLEEP};
+    const unsigned slept = p->idle - SPINS;
+    struct timespec pause = {0, FIRST_SLEEP + LONGER * (long)(slept < TIMES ? slept : TIMES)};
     nanosleep(&pause, NULL);
 }
 
