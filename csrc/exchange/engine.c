@@ -3,6 +3,7 @@
    Whoever holds `drive` moves all operations. A waiting caller drives itself, so that a result reaches it without a
    change of threads; the progress thread drives while nobody waits. Both back off when nothing moves: a machine
    may have more ranks than cores. */
+#include <sched.h>
 #include <stdlib.h>
 #include <time.h>
 #ifdef __linux__
@@ -145,6 +146,22 @@ bool gtcb_engine_progress(gtcb_engine *engine)
     return moved;
 }
 
+/* Until there is work and nobody waits for it. Whoever posts is often on the same core: it first gets on with backward, where this
+   thread would encode, a millisecond of a large bucket, before the post is over. */
+static void wait_for_work(gtcb_engine *engine, gtcb_pace *p)
+{
+    bool woken = false;
+    pthread_mutex_lock(&engine->lock);
+    while (!atomic_load(&engine->stop) && (atomic_load(&engine->unfinished) == 0 || atomic_load(&engine->waiters) > 0)) {
+        pthread_cond_wait(&engine->work, &engine->lock);
+        p->idle = 0;
+        woken = true;
+    }
+    pthread_mutex_unlock(&engine->lock);
+    if (woken)
+        sched_yield();
+}
+
 static void *progress_thread(void *self)
 {
     gtcb_engine *engine = self;
@@ -153,12 +170,7 @@ static void *progress_thread(void *self)
 #endif
     gtcb_pace p = {0, 0};
     while (!atomic_load(&engine->stop)) {
-        pthread_mutex_lock(&engine->lock);
-        while (!atomic_load(&engine->stop) && (atomic_load(&engine->unfinished) == 0 || atomic_load(&engine->waiters) > 0)) {
-            pthread_cond_wait(&engine->work, &engine->lock);
-            p.idle = 0;
-        }
-        pthread_mutex_unlock(&engine->lock);
+        wait_for_work(engine, &p);
         gtcb_back_off(&p, atomic_load(&engine->stop) || gtcb_engine_progress(engine));
     }
     return NULL;
