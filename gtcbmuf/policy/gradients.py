@@ -63,6 +63,7 @@ class GradientExchange:
         """Begins the exchange of a bucket; `whole` sends the sum of residual and gradient whole; `in_place`: segments may take
         the mean before the others' buckets are known to be sound."""
         if bucket != len(self._tickets):
+            self.exchange.check_open()  # what closed it between two posts is the reason
             raise RuntimeError(f"bucket {bucket} is posted, bucket {len(self._tickets)} is next")
         _check_segments(self.layout.buckets[bucket], segments)
         self._committed = False
