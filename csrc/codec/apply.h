@@ -30,6 +30,9 @@ void gtcb_advance(const gtcb_source *m, gtcb_cursor *at, uint64_t low);
 /* Moves on to `high`, from where the message reaches `low`. Returns about how many elements lie between: as if a block's were spread
    evenly, those of words, which are few, left out, and all that a dense body has a code for. */
 uint64_t gtcb_pass(const gtcb_source *m, gtcb_cursor *at, uint64_t low, uint64_t high);
+/* Sets out to fetch what gtcb_apply will read next of a packed body: where tiles are filled from many messages in turn, those are more
+   streams than a processor follows by itself. */
+void gtcb_ask_for_body(const gtcb_source *m, const gtcb_cursor *at);
 /* The elements with low <= index < high. */
 void gtcb_apply(const gtcb_variant *v, const gtcb_source *m, gtcb_cursor *at, gtcb_tile tile);
 

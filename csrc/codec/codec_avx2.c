@@ -183,17 +183,6 @@ AVX2 static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upper
     }
 }
 
-AVX2 static size_t keep(uint32_t *v, size_t count, uint32_t low, uint32_t high)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < count; i++) {
-        const uint32_t x = v[i];
-        v[kept] = x;        /* overwritten by the next one unless it is kept: no branch to miss */
-        kept += x - low < high - low;
-    }
-    return kept;
-}
-
 AVX2 static void add_each(float *dense, const uint32_t *v, size_t count, float threshold)
 {
     gtcb_add_each(dense, v, count, threshold);
@@ -246,7 +235,7 @@ AVX2 static size_t count_codes(const uint8_t *codes, size_t bytes) { return gtcb
 const gtcb_variant gtcb_avx2 = {
     .name = "avx2", .supported = supported,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = gtcb_pack_avx2, .pack_narrow = gtcb_pack_narrow_avx2, .unpack = unpack, .keep = keep,
+    .widen = widen, .pack = gtcb_pack_avx2, .pack_narrow = gtcb_pack_narrow_avx2, .unpack = unpack,
     .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };

@@ -177,19 +177,6 @@ AVX512 static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upp
     }
 }
 
-AVX512 static size_t keep(uint32_t *v, size_t count, uint32_t low, uint32_t high)
-{
-    const __m512i from = _mm512_set1_epi32((int)low), width = _mm512_set1_epi32((int)(high - low));
-    size_t kept = 0;
-    for (size_t i = 0; i < count; i += 16) {
-        __m512i x = _mm512_loadu_si512(v + i);
-        __mmask16 in = _mm512_mask_cmplt_epu32_mask(first_lanes(count - i), _mm512_sub_epi32(x, from), width);
-        _mm512_storeu_si512(v + kept, _mm512_maskz_compress_epi32(in, x));
-        kept += (size_t)_mm_popcnt_u32(in);
-    }
-    return kept;
-}
-
 AVX512 static void add_each(float *dense, const uint32_t *v, size_t count, float threshold)
 {
     gtcb_add_each(dense, v, count, threshold);
@@ -257,7 +244,7 @@ AVX512 static size_t count_codes(const uint8_t *codes, size_t bytes) { return gt
 const gtcb_variant gtcb_avx512 = {
     .name = "avx512", .supported = supported,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = gtcb_pack_avx512, .pack_narrow = gtcb_pack_narrow_avx512, .unpack = unpack, .keep = keep,
+    .widen = widen, .pack = gtcb_pack_avx512, .pack_narrow = gtcb_pack_narrow_avx512, .unpack = unpack,
     .add = add_each, .add_codes = add_codes, .divide = gtcb_divide_avx2,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };

@@ -115,15 +115,6 @@ static void unpack(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits
 
 /* -- Applying messages ----------------------------------------------------------------------------- */
 
-static size_t keep(uint32_t *v, size_t count, uint32_t low, uint32_t high)
-{
-    size_t kept = 0;
-    for (size_t i = 0; i < count; i++)
-        if (low <= v[i] && v[i] < high)
-            v[kept++] = v[i];
-    return kept;
-}
-
 static void add_codes(float *dense, const uint8_t *codes, size_t count, float threshold)
 {
     for (size_t i = 0; i < count; i++) {
@@ -184,7 +175,7 @@ static size_t count_codes(const uint8_t *codes, size_t bytes)
 const gtcb_variant gtcb_scalar = {
     .name = "scalar", .supported = always,
     .stage = stage, .non_finite_f32 = non_finite_f32, .non_finite_f64 = non_finite_f64,
-    .widen = widen, .pack = pack, .pack_narrow = pack_narrow, .unpack = unpack, .keep = keep,
+    .widen = widen, .pack = pack, .pack_narrow = pack_narrow, .unpack = unpack,
     .add = gtcb_add_each, .add_codes = add_codes, .divide = divide,
     .checksum = checksum, .ones = ones, .count_codes = count_codes,
 };

@@ -37,8 +37,12 @@ static uint64_t end_of(const decoder *d, size_t range) { return gtcb_least((rang
 
 static void apply_all(const decoder *d, size_t range, gtcb_tile tile)
 {
-    for (size_t i = 0; i < d->count; i++)
-        gtcb_apply(d->variant, &d->sources[i], &d->cursors[range * d->count + i], tile);
+    gtcb_cursor *cursors = d->cursors + range * d->count;
+    for (size_t i = 0; i < d->count; i++) {
+        if (i + 1 < d->count)
+            gtcb_ask_for_body(&d->sources[i + 1], &cursors[i + 1]);
+        gtcb_apply(d->variant, &d->sources[i], &cursors[i], tile);
+    }
 }
 
 /* With two elements or more for each cache line, the whole tile is fetched in order, at full bandwidth. With fewer, each

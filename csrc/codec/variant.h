@@ -61,8 +61,6 @@ struct gtcb_variant {
     /* The reverse, for a valid block. Up to GTCB_PAD bytes beyond the inputs are readable, and as many entries
        beyond v[count] writable. */
     void (*unpack)(const uint8_t *lows, const uint8_t *uppers, size_t upper_bits, size_t count, unsigned l, uint32_t *v);
-    /* Keeps, in order, the entries with low <= v < high; returns how many. */
-    size_t (*keep)(uint32_t *v, size_t count, uint32_t low, uint32_t high);
     /* dense[v / 2] += v odd ? -threshold : threshold, one after the other. */
     void (*add)(float *dense, const uint32_t *v, size_t count, float threshold);
     /* The same for the codes of a dense body; the first code is at bit 0. */
@@ -181,6 +179,14 @@ static inline void gtcb_add_each(float *dense, const uint32_t *v, size_t count, 
 static inline bool gtcb_has_exact_reciprocal(float x)
 {
     return (gtcb_float_bits(x) & 0x7FFFFFu) == 0 && x >= 0x1p-100f && x <= 0x1p100f;
+}
+
+/* For code that is compiled for the baseline, where __builtin_popcountll is a call. */
+static inline unsigned gtcb_ones_of(uint64_t w)
+{
+    w -= w >> 1 & UINT64_C(0x5555555555555555);
+    w = (w & UINT64_C(0x3333333333333333)) + (w >> 2 & UINT64_C(0x3333333333333333));
+    return (unsigned)(((w + (w >> 4)) & UINT64_C(0x0F0F0F0F0F0F0F0F)) * UINT64_C(0x0101010101010101) >> 56);
 }
 
 static inline size_t gtcb_count_ones(const uint8_t *bits, size_t bytes)

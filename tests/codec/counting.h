@@ -4,10 +4,10 @@
 
 #include "check.h"
 
-enum { STAGE, NON_FINITE_F32, NON_FINITE_F64, WIDEN, PACK, PACK_NARROW, UNPACK, KEEP, ADD, ADD_CODES, DIVIDE, CHECKSUM, ONES,
+enum { STAGE, NON_FINITE_F32, NON_FINITE_F64, WIDEN, PACK, PACK_NARROW, UNPACK, ADD, ADD_CODES, DIVIDE, CHECKSUM, ONES,
        COUNT_CODES, LOOPS };
 static const char *const loop_names[LOOPS] = {"stage", "non_finite_f32", "non_finite_f64", "widen", "pack", "pack_narrow",
-                                              "unpack", "keep", "add", "add_codes", "divide", "checksum", "ones", "count_codes"};
+                                              "unpack", "add", "add_codes", "divide", "checksum", "ones", "count_codes"};
 static atomic_ulong calls[8][LOOPS];    /* by number of the variant in the table */
 static const gtcb_variant *under_test;
 static size_t under_test_number;
@@ -24,7 +24,6 @@ static void c_narrow(const uint16_t *w, uint16_t o, size_t n, unsigned l, uint8_
     COUNT(PACK_NARROW)->pack_narrow(w, o, n, l, lo, up, b);
 }
 static void c_unpack(const uint8_t *lo, const uint8_t *up, size_t b, size_t n, unsigned l, uint32_t *v) { COUNT(UNPACK)->unpack(lo, up, b, n, l, v); }
-static size_t c_keep(uint32_t *v, size_t n, uint32_t a, uint32_t b) { return COUNT(KEEP)->keep(v, n, a, b); }
 static void c_add(float *d, const uint32_t *v, size_t n, float t) { COUNT(ADD)->add(d, v, n, t); }
 static void c_add_codes(float *d, const uint8_t *c, size_t n, float t) { COUNT(ADD_CODES)->add_codes(d, c, n, t); }
 static void c_divide(const float *x, size_t n, float d, gtcb_dtype t, void *o, bool s) { COUNT(DIVIDE)->divide(x, n, d, t, o, s); }
@@ -32,7 +31,7 @@ static uint64_t c_checksum(const void *p, size_t n, uint64_t f) { return COUNT(C
 static size_t c_ones(const uint8_t *p, size_t n) { return COUNT(ONES)->ones(p, n); }
 static size_t c_count_codes(const uint8_t *p, size_t n) { return COUNT(COUNT_CODES)->count_codes(p, n); }
 
-static const gtcb_variant counting = {"counting", NULL, c_stage, c_f32, c_f64, c_widen, c_pack, c_narrow, c_unpack, c_keep,
+static const gtcb_variant counting = {"counting", NULL, c_stage, c_f32, c_f64, c_widen, c_pack, c_narrow, c_unpack,
                                       c_add, c_add_codes, c_divide, c_checksum, c_ones, c_count_codes};
 
 static inline const gtcb_variant *count_calls_of(size_t number)

@@ -208,12 +208,34 @@ static void check_tile_borders(void)
     free(numbers);
 }
 
+/* Other low bits for all elements but those in whose place only some are valid: of those that share their upper bits any may be
+   the first, and one may come twice. */
+static void scramble(uint8_t *message, uint64_t k)
+{
+    uint8_t *body = message + 64;
+    for (uint64_t block = 0, at = 8 * gtcb_blocks(k); block < gtcb_blocks(k); block++) {
+        const uint64_t count = gtcb_block_count(k, block);
+        const gtcb_layout y = gtcb_block_layout(gtcb_get64(body + 8 * block), count);
+        const uint8_t *uppers = body + at + y.lows_bytes;
+        uint64_t last = 0;
+        for (uint64_t bit = y.upper_bits; bit-- > 0 && uppers[bit / 8] >> bit % 8 & 1;)
+            last++;
+        for (uint64_t i = 0; i < (count - last) * y.l / 8; i++)
+            body[at + i] = (uint8_t)random64(&rng);
+        at = gtcb_align8(at + y.bytes);
+    }
+}
+
+typedef enum form { SOUND, SCRAMBLED } form;
+
 /* Copies of the message that sends these numbers, decoded by every variant. */
-static void check_copies(const uint64_t *numbers, uint64_t k, uint64_t n, size_t copies)
+static void check_copies(const uint64_t *numbers, uint64_t k, uint64_t n, size_t copies, form f)
 {
     gtcb_encode_job job = {.elements = n, .threshold = 0.5f};
     size_t bytes;
     uint8_t *message = oracle_message(&job, numbers, k, &bytes);
+    if (f == SCRAMBLED)
+        scramble(message, k);
     float *dense = must(malloc(n * 4)), *expected = must(calloc(n, 4));
     gtcb_message messages[64];
     for (size_t i = 0; i < copies; i++) {
@@ -243,7 +265,7 @@ static void check_wide_blocks(size_t copies, bool before, uint64_t step)
     uint64_t *numbers = must(malloc(8 * k));
     for (uint64_t i = 0; i < k; i++)
         numbers[i] = 2 * (step * i + (before ? step - 1 : 0)) + (i & 1);
-    check_copies(numbers, k, k * step, copies);
+    check_copies(numbers, k, k * step, copies, SOUND);
     free(numbers);
 }
 
@@ -258,7 +280,18 @@ static void check_crowds(size_t copies)
         if (below(&rng, gap == 2 ? 100000 : 100) == 0)
             gap = gap == 2 ? 10000 : 2;
     }
-    check_copies(numbers, k, n, copies);
+    check_copies(numbers, k, n, copies, SOUND);
+    free(numbers);
+}
+
+/* Random positions, and around the borders of tiles all of them, so that there several share their upper bits. */
+static void check_parts(size_t copies, form f)
+{
+    const uint64_t n = 24 << 17;
+    uint64_t *numbers = must(malloc(8 * n)), k = 0;
+    for (uint64_t at = 0; at < n; at += (at + 20) % (1 << 17) < 40 ? 1 : 1 + below(&rng, 40) * (k % 9))
+        numbers[k++] = 2 * at + below(&rng, 2);
+    check_copies(numbers, k, n, copies, f);
     free(numbers);
 }
 
@@ -294,6 +327,10 @@ int main(int argc, char **argv)
         check_wide_blocks(64, before, 256);
         check_wide_blocks(2, before, 256);
         check_wide_blocks(2, before, 251);
+    }
+    for (form f = SOUND; f <= SCRAMBLED; f++) {
+        check_parts(2, f);
+        check_parts(64, f);
     }
     for (size_t copies = 1; copies <= 3; copies++)
         for (int i = 0; i < 3; i++)
