@@ -62,7 +62,7 @@ static void add_tile(const decoder *d, size_t range, uint64_t low, uint64_t high
     apply_all(d, range, (gtcb_tile){d->dense + low, low, high, crowded});
 }
 
-/* Tiles that are not crowded need fit no cache: several are one, as a block that lies in two is unpacked twice. */
+/* Tiles that are not crowded need fit no cache: several are one, as a block that lies in two costs more. */
 static void add_range(void *context, size_t r)
 {
     const decoder *d = context;
@@ -107,7 +107,7 @@ static void cut(decoder *d, uint64_t tile, size_t tasks)
 }
 
 /* Of messages of which `sent` elements were sent in all: wider where their blocks are, as a block that lies in two tiles
-   is unpacked twice. */
+   costs more. */
 static uint64_t cached_tile(uint64_t elements, uint64_t sent, uint64_t messages)
 {
     return sent / messages <= elements / (2 * CACHED_TILE / GTCB_BLOCK) ? WIDE_TILE : CACHED_TILE;
