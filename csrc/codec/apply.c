@@ -27,13 +27,18 @@ static void next_block(const gtcb_source *m, gtcb_cursor *at)
     at->number++;
 }
 
-static void add_wide(float *dense, const uint64_t *v, size_t count, uint64_t low, uint64_t high, float threshold)
-{
-    const float q[2] = {threshold, -threshold};
-    for (size_t i = 0; i < count; i++)
-        if (low <= v[i] && v[i] < high)
-            dense[v[i] >> 1] += q[v[i] & 1];
-}
+/* The words with low <= v < high, one after the other. */
+#define ADD_WITHIN(name, WORD)                                                                                       \
+    static void name(float *dense, const WORD *v, size_t count, uint64_t low, uint64_t high, float threshold)       \
+    {                                                                                                                \
+        const float q[2] = {threshold, -threshold};                                                                  \
+        for (size_t i = 0; i < count; i++)                                                                           \
+            if (low <= v[i] && v[i] < high)                                                                          \
+                dense[v[i] >> 1] += q[v[i] & 1];                                                                     \
+    }
+
+ADD_WITHIN(add_within, uint32_t)
+ADD_WITHIN(add_wide, uint64_t)
 
 static void ask_for(const float *dense, const uint32_t *words, size_t count)
 {
@@ -100,14 +105,6 @@ static size_t unpack_part(const gtcb_variant *v, const uint8_t *lows, const uint
     bits[0] |= (1u << before) - 1;
     v->unpack(lows + begin.element / 8 * l, (const uint8_t *)bits, count, before + end.element - begin.element, l, words);
     return before;
-}
-
-static void add_within(float *dense, const uint32_t *v, size_t count, uint64_t low, uint64_t high, float threshold)
-{
-    const float q[2] = {threshold, -threshold};
-    for (size_t i = 0; i < count; i++)
-        if (low <= v[i] && v[i] < high)
-            dense[v[i] >> 1] += q[v[i] & 1];
 }
 
 /* The elements with from <= v < to. Those that share the upper part of a limit are looked at one by one: a crafted message may
