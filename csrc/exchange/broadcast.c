@@ -70,7 +70,7 @@ static gtcb_status begin(gtcb_op *op)
     gtcb_status status = GTCB_OK;
     if (!is_direct(op) && gtcb_goes_around(x, shard(op, 0).count))
         return gtcb_ring_begin(op);
-    op->batch.receive_ahead = true;         /* what this rank is to pass on has to come first, whatever it waits for */
+    op->batch.receiving = GTCB_AHEAD;         /* what this rank is to pass on has to come first, whatever it waits for */
     if (x->rank == op->root) {
         for (uint32_t i = 1; i < x->size && !status; i++)
             status = send_shard(op, gtcb_peer(x, i), gtcb_peer(x, i));
@@ -93,7 +93,6 @@ static void arrived(gtcb_op *op, uint32_t slot)
 {
     gtcb_exchange *x = op->exchange;
     size_t bytes = shard(op, slot).count;
-    gtcb_ring_pass_on(op);
     if (bytes && atomic_exchange(&x->corrupt_next, false))
         shard_body(op, slot)[bytes / 2] ^= 1;
     gtcb_status status = gtcb_check_part(op, shard_header(op, slot), shard_body(op, slot), bytes, GTCB_SHARD, slot, op->root,

@@ -10,23 +10,10 @@ uint64_t gtcb_op_sequence(const gtcb_op *op) { return op->sequence; }
 gtcb_times gtcb_op_times(const gtcb_op *op) { return (gtcb_times){op->posted, op->begun, op->started, op->arrived, op->finished}; }
 uint64_t gtcb_op_bytes_sent(const gtcb_op *op) { return op->batch.bytes_sent; }
 
-/* Who has not come: whose header or body is awaited; if nobody's, who has not taken what was sent; if nothing has set out, with whom it
-   would be. In the ring, where everything comes from one rank: the nearest before it whose body has not come. */
+/* Whose header or body is awaited. In the ring, where everything comes from one rank: the nearest before it whose body has not come. */
 bool gtcb_mark_late(gtcb_op *op)
 {
-    const gtcb_turns *turns = &op->batch.turns;
-    bool any = gtcb_mail_mark_late(op) || gtcb_ring_mark_late(op);
-    for (int sends = 0; sends < 2 && !any; sends++)
-        for (size_t i = 0; i < op->batch.count; i++)
-            if (sends || op->batch.pending[i].transfer.slot != GTCB_NO_SLOT) {
-                op->late[op->batch.pending[i].transfer.peer] = 1;
-                any = true;
-            }
-    if (any)
-        return true;
-    for (size_t i = turns->first; i < turns->end; i++)
-        op->late[turns->waiting[i].peer] = 1;
-    return turns->first < turns->end;
+    return gtcb_mail_mark_late(op) || gtcb_ring_mark_late(op) || gtcb_batch_mark_late(&op->batch, op->late);
 }
 
 static void unlink_op(gtcb_op *op)
@@ -109,7 +96,7 @@ void gtcb_op_give_up(gtcb_op *op, double waited)
 bool gtcb_op_release(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
-    if (!atomic_load(&op->done) || op->batch.count)
+    if (!atomic_load(&op->done) || gtcb_batch_under_way(&op->batch))
         return false;
     size_t kept = 0;
     pthread_mutex_lock(&x->engine->lock);

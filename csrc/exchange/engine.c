@@ -70,7 +70,7 @@ void gtcb_op_finish(gtcb_op *op)
     gtcb_status status = op->failure.status;
     if (status != GTCB_OK && status != GTCB_NON_FINITE)
         gtcb_exchange_fail(x, &op->failure, op->complete ? gtcb_first_not_begun(x) : op->sequence);
-    if (op->batch.count)
+    if (gtcb_batch_under_way(&op->batch))
         x->abandoned = true;
     pthread_mutex_lock(&engine->lock);
     x->counters.operations++;

@@ -120,7 +120,6 @@ static gtcb_status begin(gtcb_op *op)
 
 static void arrived(gtcb_op *op, uint32_t slot)
 {
-    gtcb_ring_pass_on(op);         /* sound or not: the next rank sees for itself, and need not wait for it */
     gtcb_op_validate(op, gtcb_op_header_of(op, slot), body_of(op, slot), body_bytes(op, slot), slot);
 }
 

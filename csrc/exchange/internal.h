@@ -98,7 +98,7 @@ struct gtcb_op {
     uint64_t number;               /* among those that may use windows */
     gtcb_op *held_before, *held_after;       /* lock: neighbours among those that have not been given back */
     bool around;                   /* bodies travel in the ring */
-    uint32_t passed;               /* so many of them to the next rank */
+    size_t passed, to_pass;        /* pieces that came: so many have gone to the next rank, of those that are to */
     gtcb_batch batch;
     uint8_t *seen;                 /* [size] slots whose arrival has been handled, or that await nothing */
     uint8_t *late;                 /* [size] ranks that had not come at the deadline */
@@ -203,6 +203,7 @@ const char *gtcb_op_describe(const gtcb_op *op, char *text, size_t bytes);
 /* For the classes: transfers of this operation. `phase` keeps the tags of its rounds apart. */
 gtcb_status gtcb_op_send(gtcb_op *op, const void *data, size_t bytes, uint32_t peer, unsigned phase);
 gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer, unsigned phase, uint32_t slot);
+gtcb_status gtcb_op_pass_on(gtcb_op *op, size_t k, uint32_t peer);            /* what came as piece k */
 /* Validates a body that has arrived; fails the operation if it is not sound. */
 gtcb_status gtcb_op_validate(gtcb_op *op, const void *header, void *body, size_t bytes, uint32_t from);
 uint8_t *gtcb_op_header_of(gtcb_op *op, uint32_t rank);

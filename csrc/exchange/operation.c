@@ -51,6 +51,17 @@ static const gtcb_op_class *class_of(gtcb_operation operation)
     }
 }
 
+/* Between hosts in short pieces, which can be passed on, and take turns, while others are on their way. A piece must not be longer than what MPI
+   sends without asking the receiver, 64 KiB over TCP with Open MPI, or each would take a way there and back. What is in the memory of
+   a device goes as a whole: there every piece has its price. */
+#define WIRE_PIECE ((size_t)60 << 10)
+
+static size_t piece_bytes(const gtcb_exchange *x, gtcb_operation operation)
+{
+    const size_t most = x->engine->settings.piece_bytes;
+    return x->per_host < x->size && operation != GTCB_DIRECT && most > WIRE_PIECE ? WIRE_PIECE : most;
+}
+
 gtcb_op *gtcb_op_create(gtcb_exchange *x, gtcb_operation operation, uint32_t bucket)
 {
     gtcb_op *op = calloc(1, sizeof *op);
@@ -66,7 +77,7 @@ gtcb_op *gtcb_op_create(gtcb_exchange *x, gtcb_operation operation, uint32_t buc
     op->offsets = calloc(x->size, sizeof *op->offsets);
     op->short_at = calloc(2 * (size_t)x->size, sizeof *op->short_at);
     op->places = calloc(x->size, sizeof *op->places);
-    gtcb_status status = gtcb_batch_init(&op->batch, &x->engine->settings.mpi, x->comm, x->size, x->engine->settings.piece_bytes);
+    gtcb_status status = gtcb_batch_init(&op->batch, &x->engine->settings.mpi, x->comm, x->size, piece_bytes(x, operation));
     if (!op->seen || !op->late || !op->greeted || !op->offsets || !op->short_at || !op->places || status ||
         gtcb_buffer_need(&op->headers, (size_t)x->size * GTCB_HEADER_BYTES)) {
         gtcb_op_destroy(op);
@@ -150,6 +161,12 @@ gtcb_status gtcb_op_send(gtcb_op *op, const void *data, size_t bytes, uint32_t p
     return status ? transfer_failed(op, status) : GTCB_OK;
 }
 
+gtcb_status gtcb_op_pass_on(gtcb_op *op, size_t k, uint32_t peer)
+{
+    gtcb_status status = gtcb_batch_pass_on(&op->batch, k, peer);
+    return status ? transfer_failed(op, status) : GTCB_OK;
+}
+
 gtcb_status gtcb_op_expect(gtcb_op *op, void *data, size_t bytes, uint32_t peer, unsigned phase, uint32_t slot)
 {
     gtcb_status status = gtcb_batch_receive(&op->batch, data, bytes, peer, TAG_OF(op, phase), slot);
@@ -184,11 +201,10 @@ void gtcb_op_start(gtcb_op *op)
     gtcb_exchange *x = op->exchange;
     memset(op->seen, 1, x->size);
     memset(op->late, 0, x->size);
-    op->batch.bytes_sent = op->batch.bytes_received = 0;
     op->phase = 0;
     op->around = false;
-    op->passed = 0;
-    op->batch.receive_ahead = false;
+    op->passed = op->to_pass = 0;
+    gtcb_batch_rewind(&op->batch);
     op->letter = NULL;
     op->unsent = true;
     op->complete = false;
@@ -259,8 +275,10 @@ bool gtcb_op_advance(gtcb_op *op)
         op->stage = GTCB_DONE;
         return true;
     }
-    if (finished && op->stage == GTCB_BODIES)
+    if (finished && op->stage == GTCB_BODIES) {
+        gtcb_ring_pass_on(op);
         handle_arrivals(op);
+    }
     bool moved = finished > 0;
     while (may_go_on(op)) {
         moved = true;

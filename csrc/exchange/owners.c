@@ -56,7 +56,7 @@ static gtcb_status begin(gtcb_op *op)
 {
     gtcb_exchange *x = op->exchange;
     gtcb_status status = GTCB_OK;
-    op->batch.receive_ahead = true;
+    op->batch.receiving = GTCB_AHEAD;
     for (uint32_t i = 1; i < x->size && own_shard(op).count && !status; i++) {
         uint32_t peer = gtcb_peer(x, x->size - i);
         op->offsets[peer] = NO_HEADER;
@@ -208,7 +208,7 @@ static gtcb_status send_results(gtcb_op *op)
     for (uint32_t r = 0; r < x->size; r++)
         longest = result(op, r).of[0].bytes > longest ? result(op, r).of[0].bytes : longest;
     op->phase = 2;
-    op->batch.receive_ahead = false;
+    op->batch.receiving = GTCB_IN_ROUNDS;
     return gtcb_spread(op, longest);
 }
 
@@ -218,7 +218,6 @@ static void arrived(gtcb_op *op, uint32_t slot)
         message_arrived(op, slot);
     if (op->phase != 2)
         return;
-    gtcb_ring_pass_on(op);
     gtcb_span body = result(op, slot).of[0];
     gtcb_op_validate(op, slot_of(op, slot), body.data, body.bytes, slot);
 }

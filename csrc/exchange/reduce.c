@@ -127,7 +127,6 @@ static gtcb_status begin(gtcb_op *op)
 static void arrived(gtcb_op *op, uint32_t slot)
 {
     bool results = op->phase == 1;
-    gtcb_ring_pass_on(op);
     uint8_t *header = results ? result_header(op, slot) : slot_of(op, slot);
     uint8_t *body = results ? part(op, slot) : header + GTCB_HEADER_BYTES;
     size_t bytes = part_bytes(op, results ? slot : own_shard(op));

@@ -2,7 +2,7 @@
    time; two operations at their rounds together would be two senders again. So those of an operation set out when no earlier one of the
    exchange has any on this rank, under way or waiting. In the ring all go to the next rank and come from the one before: several
    operations may be at that together, and the ring does not run empty between them. Headers, short bodies and receives that come ahead
-   (receive_ahead) never wait here; and nothing does where no card can have two senders: on one host, and between two ranks.
+   (GTCB_AHEAD, GTCB_IN_ORDER) never wait here; and nothing does where no card can have two senders: on one host, and between two ranks.
 
    Nobody waits in a circle. All ranks have the same operations in the same order, and one waits for earlier ones only. Of those that are
    not over on all ranks the earliest waits for none, on any rank: it goes on as if it were alone, and then the next is the earliest. So
@@ -32,7 +32,7 @@ gtcb_op *gtcb_whose_turn(gtcb_op *op)
     gtcb_op *first = op->exchange->active;
     if (op->stage == GTCB_QUEUED && first)
         return first;
-    if (!op->batch.held || op->batch.turns.first == op->batch.turns.end)
+    if (!op->batch.held || !gtcb_batch_waits(&op->batch))
         return op;
     while (first != op && !first->batch.large)
         first = first->next;

@@ -18,7 +18,8 @@ static void relax(void)
 
 /* Spin for some microseconds, then sleep: the longer, the longer nothing has moved, as each look at MPI costs microseconds of a core
    that others may want, on a machine with more ranks than cores. No sched_yield: where more processes want to run than there
-   are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. */
+   are cores, whoever yields to a busy one is without a core for milliseconds; whoever sleeps is woken at once. Who has slept waits for
+   the network, and spins no more in this wait: pieces of a long body come hundreds of microseconds apart. */
 #define SPINS 64
 #define FIRST_SLEEP 20000          /* ns */
 #define LONGER 2500                /* each next one, */
@@ -26,10 +27,11 @@ static void relax(void)
 
 void gtcb_back_off(gtcb_pace *p, bool moved)
 {
-    p->idle = moved ? 0 : p->idle + 1;
-    if (p->idle == 0)
+    if (moved) {
+        p->idle = p->idle < SPINS ? 0 : SPINS;
         return;
-    if (p->idle < SPINS) {
+    }
+    if (++p->idle < SPINS) {
         relax();
         return;
     }

@@ -7,6 +7,7 @@
 
 static const struct { const char *name; size_t offset; } FUNCTIONS[] = {
     {"MPI_Isend", offsetof(gtcb_mpi, isend)},
+    {"MPI_Issend", offsetof(gtcb_mpi, issend)},
     {"MPI_Irecv", offsetof(gtcb_mpi, irecv)},
     {"MPI_Test", offsetof(gtcb_mpi, test)},
     {"MPI_Iprobe", offsetof(gtcb_mpi, iprobe)},

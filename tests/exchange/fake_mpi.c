@@ -22,6 +22,7 @@ typedef struct { fake_world *world; int rank, code; letter *box; receive *posted
 struct fake_world { pthread_mutex_t lock; int size; member members[]; };
 
 #define EAGER 65536                              /* longer messages wait, at their sender's, for a receive */
+#define NOTED_ABOVE 4096                         /* bodies are, of which there is a note; letters are not */
 
 static receive sent;                             /* the request of every other send: done at once */
 
@@ -88,13 +89,12 @@ static void take(letter *l, receive *r)
     free(l);
 }
 
-static int isend(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request)
+static int send(const void *data, int count, int peer, int tag, gtcb_handle comm, void *request, bool waits)
 {
     member *me = (member *)comm, *to = &me->world->members[peer];
-    (void)type;
     receive *own = &sent;
     pthread_mutex_lock(&me->world->lock);
-    if (count > EAGER && me->long_sends < FAKE_NOTED)
+    if (count > NOTED_ABOVE && me->long_sends < FAKE_NOTED)
         me->long_tags[me->long_sends++] = tag;
     int code = me->code;
     receive **p = &to->posted;
@@ -107,7 +107,7 @@ static int isend(const void *data, int count, gtcb_handle type, int peer, int ta
         fill(matched, data, count);
     } else {
         letter *l = malloc(sizeof *l + (size_t)count), **end = &to->box;
-        if (count > EAGER)
+        if (waits)
             own = calloc(1, sizeof *own);
         *l = (letter){.sender = own == &sent ? NULL : own, .from = me->rank, .tag = tag, .bytes = count};
         memcpy(l->data, data, (size_t)count);
@@ -118,6 +118,18 @@ static int isend(const void *data, int count, gtcb_handle type, int peer, int ta
     pthread_mutex_unlock(&me->world->lock);
     *(receive **)request = own;
     return code;
+}
+
+static int isend(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request)
+{
+    (void)type;
+    return send(data, count, peer, tag, comm, request, count > EAGER);
+}
+
+static int issend(const void *data, int count, gtcb_handle type, int peer, int tag, gtcb_handle comm, void *request)
+{
+    (void)type;
+    return send(data, count, peer, tag, comm, request, true);
 }
 
 static letter **find(member *me, int peer, int tag)
@@ -186,7 +198,7 @@ static int error(int code, char *text, int *length) { *length = sprintf(text, "f
 
 gtcb_mpi fake_table(void)
 {
-    gtcb_mpi table = {.isend = isend, .irecv = irecv, .test = test, .iprobe = iprobe, .comm_size = comm_size, .comm_rank = comm_rank,
+    gtcb_mpi table = {.isend = isend, .issend = issend, .irecv = irecv, .test = test, .iprobe = iprobe, .comm_size = comm_size, .comm_rank = comm_rank,
                       .get_library_version = version, .error_string = error, .byte = 1};
     return table;
 }

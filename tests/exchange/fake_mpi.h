@@ -11,7 +11,7 @@ fake_world *fake_open(int size);
 int fake_close(fake_world *world);               /* frees what nobody has received as well; how many messages that were */
 gtcb_handle fake_comm(fake_world *world, int rank);
 gtcb_mpi fake_table(void);
-/* The tags of this rank's long sends (above 64 KiB), in the order in which they were posted; how many. */
+/* The tags of this rank's sends above 4 KiB, in the order in which they were posted; how many. */
 #define FAKE_NOTED 256
 int fake_long_sends(fake_world *world, int rank, int tags[FAKE_NOTED]);
 /* From now on, calls of this rank return this error code (0: none). */

@@ -1,7 +1,7 @@
 /* Large transfers of several operations at once: their order, and that nothing stands still for it. */
 #include "team.h"
 
-enum { RANKS = 3, LARGE = 60000, SMALL = 10 };   /* elements: a third of LARGE is above 64 KiB */
+enum { RANKS = 3, LARGE = 60000, SMALL = 10 };   /* elements: a third of LARGE is above 64 KiB, two pieces; all of it four */
 
 /* -- three ranks, driven by hand ----------------------------------------------------------------------- */
 
@@ -90,7 +90,7 @@ static void release(joint *joints, uint32_t count)
 
 static int sequence_of(int tag) { return (tag - 1) / 4; }
 
-/* Each rank sends two parts of a sum, its own result, and one that it passes on; and small ones wait for nothing. */
+/* Each rank sends two parts of a sum, its own result, and one that it passes on, of two pieces each; and small ones wait for nothing. */
 void order_of_turns(void)
 {
     trio t = open_trio();
@@ -103,9 +103,9 @@ void order_of_turns(void)
     CHECK(all_done(&sums[0]));
     for (int r = 0; r < RANKS; r++) {
         int tags[FAKE_NOTED];
-        CHECK(fake_long_sends(t.world, r, tags) == 8);
-        for (int i = 0; i < 8; i++)
-            CHECK(sequence_of(tags[i]) == i / 4);
+        CHECK(fake_long_sends(t.world, r, tags) == 16);
+        for (int i = 0; i < 16; i++)
+            CHECK(sequence_of(tags[i]) == i / 8);
     }
     for (int k = 0; k < 3; k++)
         check_sum(&sums[k]);
@@ -122,11 +122,13 @@ void turns_in_the_ring(void)
     post(&t, both, 2);
     drive_all_but_the_last(&t);
     int tags[FAKE_NOTED];
-    CHECK(fake_long_sends(t.world, 0, tags) == 2 && sequence_of(tags[0]) == 0 && sequence_of(tags[1]) == 1);
+    CHECK(fake_long_sends(t.world, 0, tags) == 8);
+    for (int i = 0; i < 8; i++)
+        CHECK(sequence_of(tags[i]) == i / 4);
     drive(&t, &both[1]);
     drive(&t, &both[0]);
     for (int r = 0; r < RANKS; r++)
-        CHECK(fake_long_sends(t.world, r, tags) == 4 && gtcb_op_failure(both[0].ops[r])->status == GTCB_OK &&
+        CHECK(fake_long_sends(t.world, r, tags) == 16 && gtcb_op_failure(both[0].ops[r])->status == GTCB_OK &&
               gtcb_op_failure(both[1].ops[r])->status == GTCB_OK);
     release(both, 2);
     close_trio(&t, true);
@@ -142,7 +144,7 @@ void stuck_turns(void)
     post(&t, sums, 2);
     drive_all_but_the_last(&t);
     int tags[FAKE_NOTED];
-    CHECK(fake_long_sends(t.world, 0, tags) == 1 && sequence_of(tags[0]) == 0);
+    CHECK(fake_long_sends(t.world, 0, tags) == 2 && sequence_of(tags[1]) == 0);
     gtcb_failure wait;
     gtcb_op_waits_for(sums[1].ops[0], 1, &wait);
     CHECK(wait.status == GTCB_DEADLINE && wait.rank == 2 && strstr(wait.text, "sequence 1, for the body of rank 2"));
@@ -220,8 +222,6 @@ void crowd(rank *me)
     static const int kinds[] = {0, 0, 3, 1, 4, 0, 2, 5, 3, 4, 1, 2, 0, 5};
     enum { COUNT = sizeof kinds / sizeof *kinds };
     crowd_op ops[COUNT];
-    if (me->team->piece < GTCB_LARGE)
-        return;                                  /* pieces are small: nothing takes turns */
     for (int i = 0; i < COUNT; i++) {
         dawdle(me);
         ops[i] = post_one(me, kinds[i], (uint32_t)i);
