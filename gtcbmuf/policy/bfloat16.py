@@ -15,3 +15,16 @@ def narrow(array: np.ndarray) -> np.ndarray:
 def widen(array: np.ndarray) -> np.ndarray:
     """bfloat16 [n] as float32, exactly."""
     return array.view(ml_dtypes.bfloat16).astype(np.float32)
+
+
+def widen_into(array: np.ndarray, out: np.ndarray) -> None:
+    """bfloat16 [n] into float32 or float64 [n], exactly."""
+    out[...] = array.view(ml_dtypes.bfloat16)
+
+
+def round_into(array: np.ndarray, bits: np.ndarray) -> None:
+    """float32 or float64 [n], in place, less what it is as bfloat16, as narrow rounds it, which goes into bits, uint16 [n]."""
+    rounded = bits.view(ml_dtypes.bfloat16)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded[...] = array.astype(np.float32, copy=False)
+        np.subtract(array, rounded, out=array)

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gtcbmuf.policy import bfloat16
 from gtcbmuf.policy.worker import Exchange
 
 if TYPE_CHECKING:
     from gtcbmuf.policy.bmuf import BMUF
+
+KEPT = 2  # vectors: a block delta, and W_start
 
 
 class BlockFilter:
@@ -30,7 +33,8 @@ class BlockFilter:
         self.params = params.copy()  # W
         self.block_update = np.zeros_like(params)  # Δ
         self._exchange = exchange
-        self._last: np.ndarray | None = None  # the last block's W_start, as `update` gave it
+        self._kept: list[np.ndarray] = []  # vectors that nobody reads any more
+        self._bits: np.ndarray | None = None  # where G comes in as bfloat16
 
     def start(self) -> np.ndarray:
         """W_start, in a vector of its own."""
@@ -41,22 +45,33 @@ class BlockFilter:
         return start
 
     def vector(self) -> np.ndarray:
-        """[elements], for a block delta: that of the last block again, as the system may take long to find another (tens of
-        milliseconds, where it puts huge pages together). W_start as `update` gave it is gone then."""
-        vector, self._last = self._last, None
-        return np.empty_like(self.params) if vector is None else vector
+        """[elements], for a block delta or W_start: one that was kept, as the system may take long to find another (tens of
+        milliseconds, where it puts huge pages together)."""
+        return self._kept.pop() if self._kept else np.empty_like(self.params)
+
+    def keep(self, vector: np.ndarray) -> None:
+        """A vector [elements] that nobody reads any more."""
+        if len(self._kept) < KEPT:
+            self._kept.append(vector)
 
     def room(self, dtype: np.dtype) -> np.ndarray:
-        """[elements], where G comes in on a rank that took no part in the mean."""
-        return self.vector() if dtype == self.params.dtype else np.empty(len(self.params), dtype)
+        """[elements], where G comes in, as it travels (uint16 is bfloat16), on a rank that has no mean, or a part of it. Until `update`."""
+        if dtype == self.params.dtype:
+            return self.vector()
+        if self._bits is None:
+            self._bits = np.empty(len(self.params), dtype)
+        return self._bits
 
     def update(self, block_delta: np.ndarray) -> np.ndarray:
-        """G in, which is used up; gives the new W_start, in its place, to be read only, and before the next `vector`."""
+        """G in, as it travelled, which is used up; gives the new W_start, the caller's, to be kept when it has been read."""
+        start = block_delta
+        if start.dtype != self.params.dtype:
+            start = self.vector()
+            bfloat16.widen_into(block_delta, start)
         self._exchange.block_update(
-            block_delta, self.block_update, self.params, block_delta, momentum=self.momentum, lr=self.lr, nesterov=self.nesterov
+            start, self.block_update, self.params, start, momentum=self.momentum, lr=self.lr, nesterov=self.nesterov
         )
-        self._last = block_delta
-        return block_delta
+        return start
 
     def subtract_start(self, vector: np.ndarray) -> None:
         """vector - W_start, in place."""

@@ -9,6 +9,8 @@ import numpy as np
 from gtcbmuf.policy import bfloat16
 from gtcbmuf.policy.worker import Exchange, Ticket
 
+PART = 1 << 13  # elements
+
 
 class Parcel(NamedTuple):
     """A block delta as it travels, and what rounding leaves behind."""
@@ -30,7 +32,8 @@ class BlockMean:
         self._parcel: Parcel | None = None  # what was posted, until it is sure
         self._array: np.ndarray | None = None  # what was posted; in it comes the mean
 
-    def prepare(self, delta: np.ndarray, weight: int) -> Parcel:
+    def prepare(self, delta: np.ndarray, weight: int, in_place: bool) -> Parcel:
+        """in_place: nobody reads the delta any more."""
         return Parcel(delta)
 
     def post(self, parcel: Parcel, weight: int) -> None:
@@ -42,8 +45,12 @@ class BlockMean:
         if self._ticket is not None:  # None: loaded
             self._ticket.wait(timeout)
 
+    def peek(self) -> np.ndarray:
+        """G as take gives it; it stays here."""
+        return self._array
+
     def take(self) -> np.ndarray:
-        """G as it travelled (see as_model), the caller's from now on."""
+        """G as it travelled (uint16 is bfloat16). The caller's from now on; of a rounded one until two more are prepared."""
         mean, self._array, self._ticket = self._array, None, None
         return mean
 
@@ -78,17 +85,29 @@ class RoundedMean(BlockMean):
     def __init__(self, exchange: Exchange, elements: int, dtype: str):
         super().__init__(exchange, elements, dtype)
         self.error = np.zeros(elements, dtype)  # e_i
+        self._rest: np.ndarray | None = None
+        self._bits = [np.empty(elements, np.uint16)]  # and one more, if a mean is under way where the next one is prepared
 
-    def prepare(self, delta: np.ndarray, weight: int) -> Parcel:
+    def prepare(self, delta: np.ndarray, weight: int, in_place: bool) -> Parcel:
+        if not in_place and self._rest is None:
+            self._rest = np.empty_like(self.error)
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by all
-            rest = delta + self.error
-            rounded = bfloat16.narrow(rest.astype(np.float32, copy=False))
-            rest -= bfloat16.widen(rounded)
-        return Parcel(rounded, rest if weight else self.error)  # without weight nothing is passed on
+            rest = np.add(delta, self.error, out=delta if in_place else self._rest)
+        bits = self._free_bits()
+        bfloat16.round_into(rest, bits)
+        return Parcel(bits, rest if weight else self.error)  # without weight nothing is passed on
+
+    def _free_bits(self) -> np.ndarray:
+        for bits in self._bits:
+            if bits is not self._array:
+                return bits
+        self._bits.append(np.empty(self.elements, np.uint16))
+        return self._bits[-1]
 
     def commit(self) -> None:
-        if self._parcel is not None:
-            self.error, self._parcel = self._parcel.error, None
+        if self._parcel is not None and self._parcel.error is not self.error:
+            self.error[...] = self._parcel.error
+        self._parcel = None
 
     def state(self, under_way: bool) -> dict[str, Any]:
         mean = super().state(under_way)["mean"]
@@ -105,15 +124,14 @@ class RoundedMean(BlockMean):
         self.error = state["error"].copy()
 
 
-def as_model(mean: np.ndarray, dtype) -> np.ndarray:
-    """G as it travelled (uint16 is bfloat16) in the model's dtype; a copy only if that is another."""
-    return (bfloat16.widen(mean) if mean.dtype == np.uint16 else mean).astype(dtype, copy=False)
-
-
 def first_non_finite(array: np.ndarray) -> int:
-    """Its index; -1: there is none. uint16 is bfloat16."""
-    finite = np.isfinite(bfloat16.widen(array) if array.dtype == np.uint16 else array)
-    return -1 if finite.all() else int(finite.argmin())
+    """Its index; -1: there is none. uint16 is bfloat16. Part by part: what each needs stays in the cache."""
+    for begin in range(0, len(array), PART):
+        part = array[begin : begin + PART]
+        finite = np.isfinite(bfloat16.widen(part) if part.dtype == np.uint16 else part)
+        if not finite.all():
+            return begin + int(finite.argmin())
+    return -1
 
 
 def like(elements: int, dtype) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 from gtcbmuf.errors import NonFiniteError, RankFailedError, SettingsError
 from gtcbmuf.policy.agreement import check_same, gather_integers
 from gtcbmuf.policy.blockfilter import BlockFilter
-from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, as_model, first_non_finite
+from gtcbmuf.policy.blockmean import BlockMean, Parcel, RoundedMean, first_non_finite
 from gtcbmuf.policy.blockstate import BlockState
 from gtcbmuf.policy.blocksurvivor import BlockSurvivor
 from gtcbmuf.policy.layout import Layout
@@ -47,7 +47,8 @@ class Blocks(BlockState, BlockSurvivor):
         self.shard = shard or slice(0, layout.elements)  # of the mean, that they exchange
         self.filter: BlockFilter | None = None
         self.mean: BlockMean | None = None  # of ranks that take part, once begun
-        self._began: np.ndarray | None = None  # W_start as the filter has just made it, until the model has it; read only
+        self._began: np.ndarray | None = None  # W_start as the filter has just made it, until the model has it
+        self._delta: np.ndarray | None = None  # overlap: whose shard travels, until the mean that comes in its place is in the filter
         self.origin: np.ndarray | None = None  # overlap: S_i, where this rank began the block
         self.under_way = False  # overlap: the mean of the block before
         self.steps = self.samples = 0  # of the running block
@@ -71,7 +72,7 @@ class Blocks(BlockState, BlockSurvivor):
     def begin(self, vector: np.ndarray) -> None:
         """The model as all ranks have it becomes W; Δ is 0."""
         self.filter = self.make_filter(self.settings, len(self.leaders), vector, self.world)
-        self._began = None
+        self._began = self._delta = None
         if self.participants is not None:
             self.mean = self._make_mean()
         if self.settings.sync_overlap:
@@ -127,6 +128,7 @@ class Blocks(BlockState, BlockSurvivor):
         if self.settings.sync_overlap:
             self.origin = vector.copy()
         model.write(vector)
+        self.filter.keep(vector)
         self.finalized = False
 
     def start(self) -> np.ndarray:
@@ -134,7 +136,7 @@ class Blocks(BlockState, BlockSurvivor):
         return self.filter.start()
 
     def _take_start(self) -> np.ndarray:
-        """W_start, to be read only: as the filter left it, or made anew."""
+        """W_start, as the filter left it, or made anew; to be kept when it has been read."""
         began, self._began = self._began, None
         return self.start() if began is None else began
 
@@ -152,7 +154,12 @@ class Blocks(BlockState, BlockSurvivor):
         yield from exchange(model, samples)
         self.blocks += 1
         self.steps = self.samples = 0
-        model.write(self._take_start() if self.origin is None else self.origin)
+        if self.origin is None:
+            start = self._take_start()
+            model.write(start)
+            self.filter.keep(start)
+        else:
+            model.write(self.origin)
         model.at_block_boundary()
         if self.check_every and self.blocks % -(-self.check_every // self.settings.sync_period) == 0:
             yield from self._check_shared()
@@ -175,13 +182,14 @@ class Blocks(BlockState, BlockSurvivor):
         """G = Σ samples_i (W_i - W_start) / Σ samples_i, into the filter."""
         if self.mean is not None:
             weight = self._weight(samples)
-            parcel = self.mean.prepare(self._local_delta(model)[self.shard], weight)
-            self.mean.post(parcel, weight)
+            delta = self._local_delta(model)
+            self.mean.post(self.mean.prepare(delta[self.shard], weight, in_place=True), weight)
         sides = Sides(model, self.world, int(samples[self.world.rank]))
         yield
         yield from self._arrive(sides.tickets)
         if self.mean is not None:
             self.mean.commit()
+            self._keep(delta)
         self._commit(sides)
 
     def _exchange_overlapped(self, model: Model, samples: np.ndarray) -> Iterator[None]:
@@ -190,13 +198,19 @@ class Blocks(BlockState, BlockSurvivor):
         What is not finite has to be found before it sets out.
         """
         delta, weight = self._local_delta(model), self._weight(samples)
-        parcel = self.mean and self.mean.prepare(delta[self.shard], weight)
+        parcel = self.mean and self.mean.prepare(delta[self.shard], weight, in_place=False)
         sides = Sides(model, self.world, int(samples[self.world.rank]))
         found = yield from gather_integers(self.world, [self._first_non_finite(delta, parcel)])
         self._check_finite(found[:, 0], sides.tickets)
         if self.under_way:
             yield from self._arrive(())
-        np.add(self._take_start(), delta, out=self.origin)
+        start = self._take_start()
+        np.add(start, delta, out=self.origin)
+        self.filter.keep(start)
+        if parcel is not None and np.may_share_memory(parcel.array, delta):
+            self._delta = delta
+        else:
+            self.filter.keep(delta)
         if self.mean is not None:
             with contextlib.suppress(RankFailedError):  # what follows will meet it; and survivors send it again
                 self.mean.post(parcel, weight)
@@ -204,6 +218,11 @@ class Blocks(BlockState, BlockSurvivor):
         self.sent, self.under_way = int(samples[self.world.rank]), True
         yield
         self._commit(sides)
+
+    def _keep(self, delta: np.ndarray) -> None:
+        """The mean that came in its place is in the filter."""
+        if not np.may_share_memory(delta, self._began):
+            self.filter.keep(delta)
 
     def _commit(self, sides: Sides) -> None:
         values = sides.commit()
@@ -237,7 +256,10 @@ class Blocks(BlockState, BlockSurvivor):
 
     def _apply(self, mean: np.ndarray) -> None:
         """G, as it travelled, into the filter."""
-        self._began = self.filter.update(as_model(mean, self.layout.vector_dtype))
+        self._began = self.filter.update(mean)
+        if self._delta is not None:
+            self._keep(self._delta)
+            self._delta = None
         self.under_way = False
 
     def _first_non_finite(self, delta: np.ndarray, parcel: Parcel | None) -> int:

@@ -100,6 +100,6 @@ class BlockSurvivor:
         if self.mean is not None:
             weight = self._weight(samples)
             delta = self.origin - self.start()
-            self.mean.post(self.mean.prepare(delta[self.shard], weight), weight)
+            self.mean.post(self.mean.prepare(delta[self.shard], weight, in_place=True), weight)
             self.mean.commit()
         self.lost = False

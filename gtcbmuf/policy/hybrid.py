@@ -7,7 +7,7 @@ distributed training algorithm for acoustic modeling", Interspeech 2019, section
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,11 +103,24 @@ class GroupBlocks(Blocks):
         super().__init__(settings.bmuf, layout, groups.world, groups.peers if represents else None,
                          [group[at] for group in groups.members], self.shards[at])  # fmt: skip
         self.groups, self.gradients, self.residuals = groups, gradients, settings.residuals
+        self._share: tuple[Ticket, np.ndarray | None] | None = None  # of G, on its way to the group
+
+    def begin(self, vector: np.ndarray) -> None:
+        super().begin(vector)
+        self._share = None
 
     @property
     def whole_next(self) -> bool:
         """Whether the coming step sends residuals whole."""
         return self.residuals == "flush" and self.ends_next
+
+    def after_update(self, model: Model, samples: int) -> Iterator[None]:
+        """overlap: a step before the block's end the mean of the block before has come, and goes on to the group behind the last step.
+        Not where ranks may die: those who had not counted that step would do this alone."""
+        yield from super().after_update(model, samples)
+        if self.under_way and self.steps > 0 and self.ends_next and not self.keeps_averages:
+            yield from self._share_outcome(self._outcome(()))
+            self._share = self._post_share()
 
     def _close(self, model: Model, samples: np.ndarray) -> Iterator[None]:
         yield from super()._close(model, samples)
@@ -123,9 +136,11 @@ class GroupBlocks(Blocks):
 
         Ranks that do not represent their group reach the same points as those that do.
         """
-        yield from self._share_outcome(self._outcome(sides))
-        mean = yield from (self._broadcast() if len(self.shards) == 1 else self._gather())
-        self._apply(mean)
+        if self._share is None:
+            yield from self._share_outcome(self._outcome(sides))
+            self._share = self._post_share()
+            yield
+        self._apply(self._take_share())
 
     def _outcome(self, sides: Sequence[Ticket]) -> GtcbmufError | None:
         """What the exchanges raised. That of the mean counts first; some do not see it."""
@@ -148,21 +163,21 @@ class GroupBlocks(Blocks):
             if len(other):
                 raise _read_error(other.tobytes())
 
-    def _broadcast(self) -> Generator[None, None, np.ndarray]:
-        """G, as it travelled, from the leader."""
-        mean = self.filter.room(self._travels) if self.mean is None else self.mean.take()
-        ticket = self.groups.intra.post_broadcast(mean)
-        yield
-        ticket.wait()
-        return mean
+    def _post_share(self) -> tuple[Ticket, np.ndarray | None]:
+        """G, as it travelled, to all of the group: from its leader, into the array; or of the shards that the representatives have."""
+        if len(self.shards) == 1:
+            mean = self.filter.room(self._travels) if self.mean is None else self.mean.peek()
+            return self.groups.intra.post_broadcast(mean), mean
+        own = np.empty(0, self._travels) if self.mean is None else self.mean.peek()
+        return self.groups.intra.post_allgather(own), None
 
-    def _gather(self) -> Generator[None, None, np.ndarray]:
-        """G, as it travelled, of the shards that the representatives have."""
-        own = np.empty(0, self._travels) if self.mean is None else self.mean.take()
-        ticket = self.groups.intra.post_allgather(own)
-        yield
+    def _take_share(self) -> np.ndarray:
+        """G, when it is here."""
+        (ticket, mean), self._share = self._share, None
         ticket.wait()
-        return np.concatenate(ticket.arrays())
+        if self.mean is not None:
+            self.mean.take()
+        return np.concatenate(ticket.arrays(), out=self.filter.room(self._travels)) if mean is None else mean
 
     @property
     def _travels(self) -> np.dtype:

@@ -9,7 +9,7 @@ come on top, and so does what a back end needs for one message at a time:
     Hybrid   4 N  residuals                         + 12 G + 12 (20 G + 16 at a block's end)
     Dense    8 N  gradients and messages            + 4
 
-    sync_dtype="bfloat16"   4 more for each participant, of rounding errors
+    sync_dtype="bfloat16"   4 more for each participant, of rounding errors, and 2 of what travels
     sync_overlap=True       BMUF 12 N more, Hybrid 8 N: where each began, and means under way
 
 Under MPI a rank of GTC needs 8 beside its model. The difference is what makes a refused step
@@ -98,6 +98,9 @@ class CommonFilter(BlockFilter):
 
     def vector(self) -> np.ndarray:
         return np.empty_like(self.params)
+
+    def keep(self, vector: np.ndarray) -> None:
+        """Others may still read it."""
 
     def room(self, dtype: np.dtype) -> np.ndarray:
         if self._room is None:

@@ -51,6 +51,12 @@ def test_no_large_allocation_in_a_steady_step(preload, dtype):
                 assert len(whole) <= 1, method
 
 
+def test_nor_do_the_options_of_a_block_s_end_make_any(preload):
+    for rank in steps(preload, methods=["hybrid, bf16", "hybrid, bf16, overlapped"]):
+        for method, run in rank.items():
+            assert run["steps"] == [[], [], []], method
+
+
 def test_an_allocation_on_purpose_is_seen(preload):
     [rank, *_] = steps(preload, methods=["GTC"], extra=1 << 20)
     for step in rank["GTC"]["steps"]:

@@ -57,6 +57,24 @@ def test_each_representative_exchanges_a_shard_and_the_leader_no_more():
     assert team.groups[0].inter is team.groups[0].peers and team.groups[1].inter is None
 
 
+@pytest.mark.parametrize("survives", [False, True])
+def test_with_overlap_the_mean_goes_on_to_the_group_behind_the_last_step(survives):
+    """Not where ranks may die: then at the block's end."""
+    team = Team(sharded(3, **OVERLAP), 4, group_size=2, start=START)
+    for worker in team.workers:
+        worker.survives = survives
+    team.start()
+    for _ in range(3):
+        team.after_update()
+    posted, so_far = [], lambda: np.array([groups.intra.sequence for groups in team.groups])
+    for _ in range(3):
+        before = so_far()
+        team.after_update()
+        posted.append((so_far() - before).tolist())
+    share = [2] * 4  # that no error was met; and a shard
+    assert posted == ([[0] * 4, [0] * 4, share] if survives else [[0] * 4, share, [0] * 4])
+
+
 @pytest.mark.parametrize("elements, count, lengths", [
     (10, 3, [4, 3, 3]), (4, 4, [1] * 4), (2, 5, [1, 1]), (0, 3, [0]), (7, 1, [7])])  # fmt: skip
 def test_shards(elements, count, lengths):
@@ -83,7 +101,7 @@ def test_a_model_of_fewer_elements_than_ranks(options):
 
 
 @pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("steps", [2, 3, 7, 9])
+@pytest.mark.parametrize("steps", [2, 3, 5, 7, 9])
 def test_a_resumed_run_goes_on_with_the_same_bits(options, steps):
     g, u, shape = noise(), sgd(), {"group_size": [[0, 3], [1, 2, 4]], "start": START}
     team = Team(sharded(3, **options), 5, **shape).start()

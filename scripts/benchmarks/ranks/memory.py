@@ -9,6 +9,7 @@ no large allocation in a step, which is checked. What is counted is the wrapper'
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import resource
 import sys
@@ -52,7 +53,9 @@ def strategy(method: str, ranks: int):
     gtc = gtcbmuf.GTC(threshold=1.0, dense_below=0)
     bmuf = gtcbmuf.BMUF(sync_period=PERIOD)
     groups = [list(range(g, g + 2)) for g in range(0, ranks, 2)]
-    return {"dense": gtcbmuf.Dense(), "GTC": gtc, "BMUF": bmuf, "hybrid": gtcbmuf.Hybrid(gtc, bmuf, groups)}[method]
+    sharded = lambda **options: gtcbmuf.Hybrid(gtc, dataclasses.replace(bmuf, sync_dtype="bfloat16", **options), groups, representatives="sharded")
+    return {"dense": gtcbmuf.Dense(), "GTC": gtc, "BMUF": bmuf, "hybrid": gtcbmuf.Hybrid(gtc, bmuf, groups),
+            "hybrid, bf16": sharded(), "hybrid, bf16, overlapped": sharded(sync_overlap=True)}[method]  # fmt: skip
 
 
 def torch_allocations(step) -> list[int]:
@@ -104,7 +107,7 @@ class Trial:
 
     def check(self, method: str) -> None:
         """.grad is the mean of the gradients of those who exchange them."""
-        members = {"BMUF": 1, "hybrid": 2}.get(method, MPI.COMM_WORLD.size)
+        members = {"BMUF": 1, "hybrid": 2}.get(method.partition(",")[0], MPI.COMM_WORLD.size)
         comm = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank // members)
         for layer in self.model:
             total = layer.ready.to(torch.float64).numpy().copy()
