@@ -14,10 +14,6 @@
 #define MOST_SENDS 4
 #define MOST_RECEIVES 64
 
-/* The tail of a large transfer: so many pieces, and an eighth of it at most. The next round begins while it is still on its way, so that the network has
-   no pause between them; a switch can queue as much. */
-#define TAIL_PIECES 2
-
 gtcb_status gtcb_batch_init(gtcb_batch *batch, const gtcb_mpi *mpi, gtcb_handle comm, size_t slots, size_t piece_bytes)
 {
     memset(batch, 0, sizeof *batch);
@@ -159,7 +155,6 @@ static gtcb_status add(gtcb_batch *batch, const gtcb_transfer *t)
 
 static gtcb_status add_pieces(gtcb_batch *batch, gtcb_transfer whole)
 {
-    const size_t tail = whole.bytes / 8 < TAIL_PIECES * batch->piece_bytes ? whole.bytes / 8 : TAIL_PIECES * batch->piece_bytes;
     const bool large = whole.bytes > GTCB_LARGE, takes_turns = large && (is_send(&whole) || batch->receiving == GTCB_IN_ROUNDS);
     const bool asks = takes_turns && is_send(&whole) && whole.bytes > batch->piece_bytes && batch->receiving != GTCB_IN_ORDER;
     gtcb_status status = GTCB_OK;
@@ -169,7 +164,7 @@ static gtcb_status add_pieces(gtcb_batch *batch, gtcb_transfer whole)
         piece.bytes = whole.bytes - at < batch->piece_bytes ? whole.bytes - at : batch->piece_bytes;
         piece.round = batch->round;
         piece.large = large;
-        piece.in_turn = takes_turns && at + tail < whole.bytes;
+        piece.in_turn = takes_turns;
         piece.asks = asks && at == 0;
         status = add(batch, &piece);
         at += piece.bytes;

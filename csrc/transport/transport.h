@@ -74,7 +74,7 @@ typedef struct gtcb_request {
 } gtcb_request;
 
 /* Transfers above this length take turns, by rounds: those of a round set out when those of the round before have ended, sends
-   and receives, but for their tails. In a round every rank sends to one other and hears from one, so that each network card has one sender at a time
+   and receives. In a round every rank sends to one other and hears from one, so that each network card has one sender at a time
    (csrc/exchange/rounds.c). A send alone says little: it may be over, for MPI, when what it sent is
    still on its way, and who then goes on to the next peer is its second sender. So one in pieces asks with its first piece, and the others follow when the
    receiver, whose turn it is then, has taken that. Two senders at once share a card's rate and overrun the queue of a

@@ -177,22 +177,6 @@ static void pieces_follow_when_the_first_is_taken(void)
     gtcb_batch_free(&b);
 }
 
-/* While the tail of a round is on its way, the next one begins. */
-static void rounds_overlap_by_a_tail(void)
-{
-    gtcb_batch b = open_batch(LONG);
-    receive(&b, 10 * LONG, 5);                       /* of ten pieces the last one lies in its eighth */
-    b.round++;
-    receive(&b, 64, 6);
-    receive(&b, LONG, 6);
-    CHECK(count == 10);
-    for (int i = 0; i < 8; i++)
-        CHECK(poll_after(&b, i) == 1 && count == 10);
-    CHECK(poll_after(&b, 8) == 1 && count == 12 && posted[10].bytes == 64 && posted[11].peer == 106);
-    CHECK(poll_after(&b, 9) == 1 && poll_after(&b, 10) == 1 && poll_after(&b, 11) == 1 && gtcb_batch_is_over(&b));
-    gtcb_batch_free(&b);
-}
-
 /* What comes from one peer is over piece by piece, in its order, and goes on as it came. */
 static void pieces_are_passed_on(void)
 {
@@ -280,7 +264,6 @@ int main(void)
     a_round_may_be_a_receive_alone();
     receives_that_come_ahead_hold_nobody_up();
     pieces_follow_when_the_first_is_taken();
-    rounds_overlap_by_a_tail();
     pieces_are_passed_on();
     the_late_are_named();
     what_is_held_waits_for_another_batch();

@@ -2,8 +2,8 @@
 
     mpirun -n 4 python blocks.py '{"elements": [1000000], "group": 2, "rounds": 3, "block_seconds": 1.0}'
 
-Blocks of one step without gradients, so that nothing but the block's end is exchanged. What a group has learnt in a
-block are small whole numbers, the same on its ranks: all sums are exact, in bfloat16 as well, and known beforehand.
+Blocks of one step, with overlap of two, without gradients, so that nothing but the block's end is exchanged. What a group has learnt in a
+step are small whole numbers, the same on its ranks: all sums are exact, in bfloat16 as well, and known beforehand.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ FORMS = {"leader": {}, "sharded": {}, "leader, bfloat16": {"sync_dtype": "bfloat
 CARD = Path("/sys/class/net/eth0/statistics/tx_bytes")
 
 
-def learnt(group: int, block: int, elements: int) -> np.ndarray:
-    """By a group in a block: -2 to 2, float32 [elements]."""
-    return ((np.arange(elements, dtype=np.int32) * 7 + 3 * group + block) % 5 - 2).astype(np.float32)
+def learnt(group: int, step: int, elements: int) -> np.ndarray:
+    """By a group in a step: -1 to 1, float32 [elements]."""
+    return ((np.arange(elements, dtype=np.int32) * 7 + 3 * group + step) % 3 - 1).astype(np.float32)
 
 
 class Trial:
@@ -35,27 +35,33 @@ class Trial:
 
     def __init__(self, comm, form: str, elements: int, group: int):
         self.comm, self.form, self.group = comm, form, group
-        self.params = np.zeros(elements, np.float32)
+        self.params, self.overlaps = np.zeros(elements, np.float32), "overlap" in form
+        self.period = 2 if self.overlaps else 1
         strategy = gtcbmuf.Hybrid(
-            gtcbmuf.GTC(threshold=1.0), gtcbmuf.BMUF(sync_period=1, block_momentum=0.0, **FORMS[form]),
+            gtcbmuf.GTC(threshold=1.0), gtcbmuf.BMUF(sync_period=self.period, block_momentum=0.0, **FORMS[form]),
             groups=group, representatives=form.split(",")[0],
         )  # fmt: skip
         self.opt = strategy.bind([self.params])
         run(self.opt.starting())
-        self.blocks = 0
+        self.steps = 0
 
     def train(self) -> None:
-        self.params += learnt(self.comm.rank // self.group, self.blocks, len(self.params))
-        self.blocks += 1
+        self.params += learnt(self.comm.rank // self.group, self.steps, len(self.params))
+        self.steps += 1
+
+    def take_steps(self, steps: int, seconds: float = 0.0) -> None:
+        """seconds: of computation in each."""
+        for _ in range(steps):
+            time.sleep(seconds)
+            self.train()
+            self.opt.after_update()
 
     def check(self) -> None:
         """Two blocks, to their very end: W on all ranks."""
-        for _ in range(2):
-            self.train()
-            self.opt.after_update()
+        self.take_steps(2 * self.period)
         self.opt.finalize()
         groups = self.comm.size // self.group
-        total = sum(learnt(g, b, len(self.params)) for g in range(groups) for b in range(self.blocks))
+        total = sum(learnt(g, b, len(self.params)) for g in range(groups) for b in range(self.steps))
         if not np.array_equal(self.params, total / np.float32(groups)):
             raise SystemExit(f"rank {self.comm.rank}: {self.form}: W is not the mean of the groups' models")
 
@@ -63,19 +69,19 @@ class Trial:
         """Seconds of a block's end, of the slowest rank; bytes of a block through the busiest card."""
         self.comm.Barrier()
         before = sent_by_host()
-        if overlaps := "overlap" in self.form:
-            self.train()
-            self.opt.after_update()
-            time.sleep(block_seconds)  # the next block's computation
+        if self.overlaps:
+            self.take_steps(self.period)
+            self.take_steps(self.period - 1, block_seconds)  # the next block, up to its last step
+            time.sleep(block_seconds)
         self.train()
         self.comm.Barrier()
         begin = time.perf_counter()
         self.opt.after_update()
         seconds = time.perf_counter() - begin
-        if overlaps:
+        if self.overlaps:
             self.opt.finalize()
         self.comm.Barrier()
-        sent = (sent_by_host() - before) / self.blocks
+        sent = (sent_by_host() - before) / (self.steps / self.period)
         seconds, sent = np.max(self.comm.allgather((seconds, sent)), axis=0)
         return {"seconds": seconds, "card_bytes": sent}
 
