@@ -114,7 +114,7 @@ static bool post_next(gtcb_batch *batch, gtcb_line *line, gtcb_status *status)
     return line->posted > before;
 }
 
-/* Sends first: see csrc/exchange/reduce.c, begin. What ends a round's last wait in one line may begin the next one's in the other. */
+/* Sends first: see csrc/exchange/reduce.c, begin. Until neither line moves: what is posted in one may be what the other waited for. */
 static gtcb_status post_waiting(gtcb_batch *batch)
 {
     gtcb_status status = GTCB_OK;

@@ -50,7 +50,7 @@ class BlockMean:
         return self._array
 
     def take(self) -> np.ndarray:
-        """G as it travelled (uint16 is bfloat16). The caller's from now on; of a rounded one until two more are prepared."""
+        """G as it travelled (uint16 is bfloat16). The caller's from now on; if rounded, until the next one is prepared."""
         mean, self._array, self._ticket = self._array, None, None
         return mean
 
