@@ -21,6 +21,7 @@ class Kind(Protocol):
     def check(self, what: str, array, dtypes: Sequence[str]) -> None: ...  # TypeError or ValueError, with the cure
     def move_in(self, worker: Worker) -> None: ...  # where its lanes have their arrays
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence) -> None: ...  # the exchanged gradient, into them
+    def confirm(self) -> None: ...  # after all buckets: raises what turns out to be wrong with them
     def address(self, array) -> int: ...  # of its first byte; array is contiguous and not empty
     def array(self, values): ...  # what a worker or NumPy gives, as an array of this kind; may share memory
     def read(self, array) -> np.ndarray: ...  # on the host; may share memory

@@ -150,6 +150,7 @@ class BoundParams(Surviving):
             yield from self._worker.finish()
         for bucket in buckets:
             self._kind.collect(self._worker, bucket, [flat[number] for number in bucket.numbers])
+        self._kind.confirm()
 
     def updating(self, samples: int | None = None) -> Iterator[None]:
         yield from self.starting()

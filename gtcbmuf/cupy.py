@@ -80,6 +80,9 @@ class CupyKind:
         for segment, offset in zip(segments, bucket.offsets):
             segment[:] = gradient[offset : offset + segment.size]
 
+    def confirm(self) -> None:
+        self._home.confirm()
+
     def address(self, array: cupy.ndarray) -> int:
         return array.data.ptr
 

@@ -41,6 +41,7 @@ def parse(argv=None):
     add("--step-ms", type=float, default=200, help="computation of a step (200)")
     add("--period", type=int, default=20, help="steps in a block of BMUF, hybrid and PostLocalSGD (20)")
     add("--bucket-mib", type=float, default=4, help="of float32, in a bucket of GTC (4)")
+    add("--device", default="cpu", choices=("cpu", "cuda"), help="where models and gradients are; cuda: a GPU that all ranks share (cpu)")
     add("--rounds", type=int, default=3, help="of which medians are taken (3)")
     add("--methods", default=";".join(MAKE), help="with ; between them (all)")
     add("--save", type=Path, help="add the runs to this file, after each turn; one of the same link, ranks, model and methods gives way")
@@ -63,7 +64,7 @@ def measure(options, save: Path) -> None:
     per_host = options.ranks // options.hosts
     for link in options.links:
         for model in options.models:
-            job = {"link": link, "model": model, "hosts": options.hosts, "density": options.density,
+            job = {"link": link, "model": model, "hosts": options.hosts, "density": options.density, "device": options.device,
                    "bucket_bytes": round(options.bucket_mib * 2**20),
                    "step_seconds": options.step_ms / 1e3, "period": options.period, "rounds": options.rounds,
                    "group": per_host if per_host > 1 else options.ranks // 2, "asked": options.methods,

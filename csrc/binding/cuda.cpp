@@ -240,6 +240,11 @@ void bind_cuda(nb::module_ &m)
             }
             check_cuda(status);
         })
+        .def("done", [](Event &event) {
+            int done = 0;
+            check_cuda(gtcb_cuda_event_done(event.event, &done));
+            return done != 0;
+        })
         .def("milliseconds_since", [](Event &end, Event &begin) {
             float milliseconds = 0;
             check_cuda(gtcb_cuda_event_elapsed(begin.event, end.event, &milliseconds));

@@ -89,6 +89,13 @@ gtcb_status gtcb_cuda_event_record(void *event, void *stream)
 
 gtcb_status gtcb_cuda_event_wait(void *event) { return noted(cudaEventSynchronize((cudaEvent_t)event)); }
 
+gtcb_status gtcb_cuda_event_done(void *event, int *done)
+{
+    const cudaError_t found = cudaEventQuery((cudaEvent_t)event);
+    *done = found == cudaSuccess;
+    return found == cudaErrorNotReady ? GTCB_OK : noted(found);
+}
+
 gtcb_status gtcb_cuda_event_elapsed(void *begin, void *end, float *milliseconds)
 {
     return noted(cudaEventElapsedTime(milliseconds, (cudaEvent_t)begin, (cudaEvent_t)end));

@@ -40,6 +40,7 @@ gtcb_status gtcb_cuda_event_create(void **event);
 void gtcb_cuda_event_destroy(void *event);
 gtcb_status gtcb_cuda_event_record(void *event, void *stream);
 gtcb_status gtcb_cuda_event_wait(void *event);
+gtcb_status gtcb_cuda_event_done(void *event, int *done);                              /* does not wait */
 gtcb_status gtcb_cuda_event_elapsed(void *begin, void *end, float *milliseconds);      /* both have happened */
 
 /* Of the last error in this thread. */

@@ -6,7 +6,7 @@ for arrays on one device. docs/cuda.md says what has been tested, and where.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from gtcbmuf.backends import arguments, device_arrays, native_is_built
 from gtcbmuf.backends.device_arrays import DeviceArray, overlap, same_device
 from gtcbmuf.backends.device_buffers import Buffers
 from gtcbmuf.backends.device_messages import DeviceMessages
-from gtcbmuf.backends.layout import HEADER_BYTES
+from gtcbmuf.backends.layout import HEADER_BYTES, Header
 from gtcbmuf.errors import SettingsError
 
 if native_is_built():
@@ -27,7 +27,6 @@ else:
     core = None
 
 BLOCKS_PER_MULTIPROCESSOR = 4  # as csrc/cuda/stage.cu bounds its registers
-NO_VERDICTS = 0  # in place of their address: the messages were checked before
 GRADIENTS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -83,6 +82,11 @@ class CudaCodec:
         self.raw, self.read_header, self.validate = native.raw, native.read_header, native.validate
         self.bound, self.max_sent = native.bound, native.max_sent
         self.message_capacity = native.message_capacity
+
+    @property
+    def core(self):
+        """gtcbmuf._core.cuda"""
+        return core
 
     # -- encode ---------------------------------------------------------------------------------
 
@@ -160,59 +164,32 @@ class CudaCodec:
         the stream.
         """
         if messages:
-            found, enqueue = self._summing(messages, dense, core.decode_add)
-            enqueue()
-            self._heed_verdicts(found)
+            target = self._float32("dense", dense, None, write=True)
+            found = self.receive(messages, target.elements)
+            found.add_to(target)
+            found.heed()
 
-    def decode_mean(self, messages, mean, divisor: float, *, checked: bool = False) -> None:
-        """mean[i] = (0 + q + q + ...) / divisor, in float32, of the messages (at least one) in their order. Else as decode_add.
+    def decode_mean(self, messages, mean, divisor: float) -> None:
+        """mean[i] = (0 + q + q + ...) / divisor, in float32, of the messages (at least one) in their order. Else as decode_add."""
+        found = self.receive(messages, self._float32("dense", mean, None, write=True).elements)
+        self.add_up(found, mean, divisor)
+        found.heed()
 
-        checked: `check` has found them sound, and nobody has changed them since: enqueues the sum, and nothing else.
-        """
-        found, enqueue = self._averaging(messages, mean, divisor, checked)
-        enqueue()
-        if not checked:
-            self._heed_verdicts(found)
+    def receive(self, messages, elements: int, headers: Sequence[Header] | None = None, slot="") -> DeviceMessages:
+        """Brings messages of so many elements to the device and has them checked, without waiting for either: for `add_up`. headers:
+        if somebody has read them. They are there until others of that slot come; MessageError as of `DeviceMessages`."""
+        found = DeviceMessages(self, messages, elements, headers, slot)
+        found.check()
+        return found
 
-    def averaging(self, messages, mean, divisor: float) -> Callable[[], None]:
-        """decode_mean in two: the messages are on the device when this returns; calling what it gives
-        enqueues check and mean, and waits for nothing. Good until the codec's next call."""
-        return self._averaging(messages, mean, divisor, False)[1]
+    def add_up(self, messages: DeviceMessages, mean, divisor: float) -> None:
+        """The mean of what was received, as decode_mean; where a verdict is bad, as `messages.heed` will say, nothing is written."""
+        messages.mean_into(self._float32("dense", mean, messages.elements, write=True), divisor)
 
     def check(self, messages, elements: int) -> None:
         """The checks of decode_add, and nothing else, of messages of so many elements. Waits."""
         if messages:
-            found = DeviceMessages(messages, elements, self.buffers, self.stream)
-            placed = found.on_device()
-            core.validate(self.device, placed, elements, *self._workplace(placed, elements))
-            self._heed_verdicts(found)
-
-    def _averaging(self, messages, mean, divisor, checked):
-        return self._summing(messages, mean, core.decode_mean, float(np.float32(divisor)), checked=checked)
-
-    def _summing(self, messages, target, kernel, *divisor, checked=False) -> tuple[DeviceMessages, Callable[[], None]]:
-        target = self._float32("dense", target, None, write=True)
-        found = DeviceMessages(messages, target.elements, self.buffers, self.stream)
-        placed = found.on_device()
-        workplace = self._workplace(placed, target.elements)
-        verdicts, *rest = workplace
-
-        def enqueue():
-            if not checked:
-                core.validate(self.device, placed, target.elements, *workplace)
-            kernel(self.device, placed, target.address, target.elements, *divisor, NO_VERDICTS if checked else verdicts, *rest)
-
-        return found, enqueue
-
-    def _workplace(self, placed: list[tuple[bytes, int]], elements: int) -> tuple[int, int, int, int]:
-        """Of a decoder of these messages: its verdicts, its scratch memory, its stream and its grid."""
-        scratch = self._room("decode scratch", core.decode_scratch_bytes(placed, elements))
-        return self._room("verdicts", 4 * len(placed)), scratch, self.stream, self.blocks
-
-    def _heed_verdicts(self, messages: DeviceMessages) -> None:
-        found = self._to_host(self._room("verdicts", 4 * len(messages)), 4 * len(messages)).view(np.uint32).tolist()
-        if any(found):
-            messages.refuse(f"verdicts {found}")
+            self.receive(messages, elements).heed()
 
     # -- block update ---------------------------------------------------------------------------
 
@@ -291,8 +268,9 @@ class CudaCodec:
         found = self.describe(name, array, write=True)
         if values.nbytes != found.bytes:
             raise ValueError(f"{name} has {found.bytes} bytes, the values {values.nbytes}")
-        self.buffers.pinned(found.bytes)[: found.bytes] = values.reshape(-1).view(np.uint8)
-        self.buffers.from_pinned(found.address, found.bytes, self.stream)
+        staging = self.buffers.staging()
+        staging.array(found.bytes)[: found.bytes] = values.reshape(-1).view(np.uint8)
+        staging.to_device(found.address, found.bytes, self.stream)
 
     def _room(self, name: str, size: int) -> int:
         return self.buffers.room(name, size, self.stream).address

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from gtcbmuf.backends import cuda
-from gtcbmuf.backends.device_messages import OnDevice
+from gtcbmuf.backends.device_messages import DeviceMessages, OnDevice
 from gtcbmuf.backends.layout import HEADER_BYTES, Header
+from gtcbmuf.device.departures import Departures
 from gtcbmuf.device.places import Place
 from gtcbmuf.errors import DeviceError, GtcbmufError, MismatchError, NonFiniteError
 
@@ -24,11 +25,12 @@ class DeviceExchange:
         post_encode and its ticket's `wait`, unless `flush` was called. Where it is `direct`, MPI reads and writes bodies in the
         device's memory (post_direct); else they go by way of pinned memory of the host (post_allgather).
     codec: of the device and the stream on which all this runs. stream: gives the stream for what is posted; None: the codec's.
-    guard: a context in which a fault ends the exchange for all ranks.
+    guard: a context in which a fault ends the exchange for all ranks. departures: shared with others who post to that exchange.
 
     A bucket's message is encoded on the stream, and as much of it as travels from there copied to pinned memory, while the
-    caller goes on; it sets out when the next bucket is posted, at `flush`, or when its ticket is waited for. So it travels
-    while the kernels of the next one run. All ranks must post, flush and wait in the same order.
+    caller goes on; it sets out when it is ready and another bucket is posted, or at `flush`, which waits for it, or when its ticket is
+    waited for. So the caller can enqueue kernels far ahead of the device. All ranks must post and wait in the same order, and what
+    else they post there follows a flush.
 
     A rank on which encode fails (no memory, a lost device, arrays that cannot be used) sends what has failed in place
     of the message: all ranks then raise the same DeviceError from that ticket's `wait`, and the exchange stays usable.
@@ -36,13 +38,14 @@ class DeviceExchange:
 
     def __init__(
         self, exchange, codec: cuda.CudaCodec, stream: Callable[[], int] | None = None,
-        guard: Callable[[], Any] = contextlib.nullcontext,
+        guard: Callable[[], Any] = contextlib.nullcontext, departures: Departures | None = None,
     ):  # fmt: skip
         self.exchange, self.rank, self.size, self.codec = exchange, exchange.rank, exchange.size, codec
         self._stream, self.guard = stream, guard
         self.direct = getattr(exchange, "direct", False)
         self._places: dict[int, Place] = {}
-        self._waiting: DeviceTicket | None = None
+        self.departures = Departures() if departures is None else departures
+        self._unheeded: list[DeviceMessages] = []
 
     def post_encode(
         self, bucket: int, segments: Sequence, residual_in, residual_out, threshold, *,
@@ -50,10 +53,10 @@ class DeviceExchange:
     ) -> DeviceTicket:  # fmt: skip
         """See docs/layers.md; all arrays are on the device."""
         self.exchange.check_open()  # here, as messages set out later, and what a deadline has left under way holds its bucket
-        self.flush()
+        self.departures.advance()
         if (place := self._places.get(bucket)) is not None and place.busy:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
-        ticket = DeviceTicket(self, bucket, self.exchange.sequence)
+        ticket = DeviceTicket(self, bucket, self.exchange.sequence + len(self.departures))
         with ticket.noting_faults():
             if self._stream is not None:
                 self.codec.follow(self._stream())
@@ -65,7 +68,7 @@ class DeviceExchange:
                 place = self._places[bucket] = Place(self.codec, bucket, self.exchange.short_bytes if self.direct else None)
             ticket.place = place
             place.begin(message)
-        self._waiting = ticket
+        self.departures.add(ticket)
         return ticket
 
     def post_allreduce(self, array: np.ndarray, **settings):
@@ -74,10 +77,19 @@ class DeviceExchange:
         return self.exchange.post_allreduce(array, **settings)
 
     def flush(self) -> None:
-        """The message that was posted last sets out: waits until it is encoded."""
-        if self._waiting is not None:
-            self._waiting.send()
-            self._waiting = None  # not where it could not set out: who waits for it hears the same again
+        """All messages set out: waits until they are encoded."""
+        self.departures.flush()
+
+    def add_up(self, messages: DeviceMessages, mean, divisor: float) -> None:
+        """Enqueues a mean; `confirm` says whether there is one."""
+        self.codec.add_up(messages, mean, divisor)
+        self._unheeded.append(messages)
+
+    def confirm(self) -> None:
+        """Waits for the verdicts on what was added up; raises what is wrong with it."""
+        unheeded, self._unheeded = self._unheeded, []
+        for messages in unheeded:
+            messages.heed()
 
 
 class DeviceTicket:
@@ -96,6 +108,12 @@ class DeviceTicket:
             yield
         except Exception as error:  # noqa: BLE001 (raised on all ranks)
             self._fault = FAULT + f"{type(error).__name__}: {error}".encode()[:1000]
+
+    def ready(self) -> bool:
+        """Errors of the device are found by `send`."""
+        with self.noting_faults():
+            return bool(self._fault) or self.place.is_encoded()
+        return True
 
     def send(self) -> None:
         owner, message = self._owner, None
@@ -126,20 +144,28 @@ class DeviceTicket:
         self.headers = [self._owner.codec.read_header(message[:HEADER_BYTES]) for message in self._messages]
         for rank, header in enumerate(self.headers):
             self._check(rank, header)
-        if self._owner.direct:
-            self._take_bodies()
+        self._take_bodies()
 
     def _set_free(self) -> None:
         if self.place is not None:
             self.place.busy = False
 
     def _take_bodies(self) -> None:
-        """What followed the headers, whole: the exchange has not looked at it."""
-        with self._owner.guard():
-            bodies = [self._ticket.following(rank) for rank in range(self._owner.size)]
+        """To the device, to be checked there while other buckets travel. What followed the headers was not looked at by the exchange:
+        it is known to be sound before anything of the step is committed."""
+        owner = self._owner
+        with owner.guard():
+            if not owner.direct:
+                self._received = self._receive()
+                return
+            bodies = [self._ticket.following(rank) for rank in range(owner.size)]
             self._messages = [_joined(message, body) for message, body in zip(self._messages, bodies)]
-            self._owner.codec.check(self._messages, self.headers[0].elements)
+            self._received = self._receive()
+            self._received.heed()
             self.place.want_room(len(body) for body in bodies if isinstance(body, np.ndarray))
+
+    def _receive(self) -> DeviceMessages:
+        return self._owner.codec.receive(self._messages, self.headers[0].elements, self.headers, self._bucket)
 
     def _check_fault(self, rank: int, message: bytes) -> None:
         if message.startswith(FAULT):
@@ -168,8 +194,13 @@ class DeviceTicket:
 
     def decode_mean(self, targets, divisor: float) -> None:
         """Every rank's quanta added up in rank order, by the divisor. targets: one DeviceVector [elements]."""
+        self.enqueue_mean(targets, divisor)
+        self._owner.confirm()
+
+    def enqueue_mean(self, targets, divisor: float) -> None:
+        """decode_mean, which is known to be sound when the exchange's `confirm` has returned."""
         (mean,) = targets
-        self._owner.codec.decode_mean(self._messages, mean, divisor, checked=self._owner.direct)  # then `wait` has done it
+        self._owner.add_up(self._received, mean, divisor)
 
 
 def _joined(message: np.ndarray, body: int | np.ndarray | None):

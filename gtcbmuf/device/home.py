@@ -8,12 +8,35 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from gtcbmuf.backends import cuda
+from gtcbmuf.device.departures import Departures
 from gtcbmuf.device.exchange import DeviceExchange
 from gtcbmuf.device.lanes import DeviceLane, HostedLane
 from gtcbmuf.errors import DeviceError, GtcbmufError
 from gtcbmuf.policy import Worker
 from gtcbmuf.policy.gradients import Lane
 from gtcbmuf.policy.gtc import GTCLane
+
+ALIGNMENT = 16  # of arrays in a copy
+
+
+class Copies:
+    """Arrays of a device on their way to pinned memory of the host; bfloat16 as its bits in uint16."""
+
+    def __init__(self, codec: cuda.CudaCodec, name: str, segments: Sequence):
+        found = [codec.describe(f"segments[{i}]", segment) for i, segment in enumerate(segments)]
+        *places, end = np.cumsum([0] + [(array.bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for array in found]).tolist()
+        self._staging = codec.buffers.staging(name)
+        self._staging.array(end)
+        self.segments = []  # [elements] each, on the host
+        for array, place in zip(found, places):
+            view = self._staging.from_device(array.address, array.bytes, codec.stream, at=place)
+            self.segments.append(view.view("uint16" if array.dtype == "bfloat16" else array.dtype))
+
+    def are_here(self) -> bool:
+        return self._staging.is_settled()
+
+    def wait(self) -> None:
+        self._staging.settle()
 
 
 class Home:
@@ -27,6 +50,7 @@ class Home:
     def __init__(self, device: int, stream: Callable[[], int]):
         self._stream = stream
         self.codec = cuda.CudaCodec(device, stream())
+        self.departures = Departures()  # of all lanes
         self._exchange: DeviceExchange | None = None  # of the lanes on the device
         self._groups = None  # the worker's exchanges
 
@@ -38,9 +62,9 @@ class Home:
 
     def _lane(self, lane: Lane) -> Lane:
         if not isinstance(lane, GTCLane) or lane.second is not None:
-            return HostedLane(lane, self)
+            return HostedLane(lane, self, lane.bucket.index == self._last)
         if self._exchange is None:
-            self._exchange = DeviceExchange(lane.exchange, self.codec, self._stream, self.ending_all)
+            self._exchange = DeviceExchange(lane.exchange, self.codec, self._stream, self.ending_all, self.departures)
         return DeviceLane(lane, self._exchange, self, lane.bucket.index == self._last)
 
     def follow(self) -> None:
@@ -48,10 +72,15 @@ class Home:
         with self.ending_all():
             self.codec.follow(self._stream())
 
-    def flush(self) -> None:
-        """Before something else is posted: the last message sets out."""
+    def confirm(self) -> None:
+        """When all of a step was collected: raises what is wrong with it, which the device has found in the meantime. Waits."""
         if self._exchange is not None:
-            self._exchange.flush()
+            with self.ending_all():
+                self._exchange.confirm()
+
+    def copies_on_host(self, bucket: int, segments: Sequence) -> Copies:
+        """Of a bucket's arrays; does not wait. They are good until the bucket is copied again."""
+        return Copies(self.codec, f"bucket {bucket}", segments)
 
     def to_host(self, segments: Sequence) -> list[np.ndarray]:
         """Copies; bfloat16 as its bits in uint16. Waits."""

@@ -5,7 +5,7 @@ The numbers are those of the lanes on the host, to the bit: the same messages, s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from gtcbmuf.policy.gtc import GTCLane
 from gtcbmuf.policy.threshold import NEVER
 
 if TYPE_CHECKING:
-    from gtcbmuf.device.home import Home
+    from gtcbmuf.device.home import Copies, Home
+    from gtcbmuf.policy.worker import Ticket
 
 
 class DeviceLane(GTCLane):
@@ -81,9 +82,11 @@ class DeviceLane(GTCLane):
         self._total, self._in_spare = None, True
 
     def decode(self, targets: Sequence[DeviceVector]) -> None:
+        """Enqueues it; the home's `confirm` says whether it is sound."""
+        ticket, self._ticket = self._ticket, None
         self._home.follow()
         with self._home.ending_all():
-            super().decode(targets)
+            ticket.enqueue_mean(targets, self._divisor)
 
     def clear(self) -> None:
         self._home.follow()
@@ -101,20 +104,49 @@ class DeviceLane(GTCLane):
 class HostedLane:
     """A lane on the host (dense buckets, warm-up, exchange="owners") for gradients that are on a device: copied there whole."""
 
-    def __init__(self, own: Lane, home: Home):
-        self._own, self._home = own, home
-        self._segments: list[np.ndarray] = []  # which the exchange may read until the step is finished
+    def __init__(self, own: Lane, home: Home, last: bool):
+        self._own, self._home, self._last = own, home, last
 
     def __getattr__(self, name: str):
         return getattr(self._own, name)
 
     def post(self, segments: Sequence, whole: bool = False, in_place: bool = False):
+        """See GTCLane.post. The exchange may read the copies until the step is finished, and so long they stay."""
         self._home.follow()
-        self._home.flush()
+        self._home.departures.advance()
         with self._home.ending_all():
-            self._segments = self._home.to_host(segments)
-        return self._own.post(self._segments, whole)
+            copies = self._home.copies_on_host(self._own.bucket.index, segments)
+        ticket = LateTicket(self._home, copies, lambda: self._own.post(copies.segments, whole))
+        self._home.departures.add(ticket)
+        if self._last:
+            self._home.departures.flush()
+        return ticket
 
     def post_nothing(self, whole: bool = False):
-        self._home.flush()
+        self._home.departures.flush()
         return self._own.post_nothing(whole)
+
+
+class LateTicket:
+    """Of what is posted when the copies of a bucket's gradients have come to the host."""
+
+    def __init__(self, home: Home, copies: Copies, post: Callable[[], Ticket]):
+        self._home, self._copies, self._post = home, copies, post
+        self._ticket: Ticket | None = None
+
+    def ready(self) -> bool:
+        with self._home.ending_all():
+            return self._copies.are_here()
+
+    def send(self) -> None:
+        with self._home.ending_all():
+            self._copies.wait()
+        self._ticket = self._post()
+
+    def wait(self, timeout: float | None = None) -> None:
+        if self._ticket is None:
+            self._home.departures.flush()
+        self._ticket.wait(timeout)
+
+    def __getattr__(self, name: str):
+        return getattr(self._ticket, name)

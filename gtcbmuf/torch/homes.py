@@ -42,6 +42,9 @@ class HostHome:
             if segment.ctypes.data != gradient.data_ptr():
                 gradient.copy_(_tensor(segment, gradient.dtype).view(gradient.shape))
 
+    def confirm(self) -> None:
+        """After all buckets were collected: raises what turns out to be wrong with them."""
+
 
 class CudaHome:
     """Gradients, residuals and sums stay on one GPU; torch's current stream is honoured."""
@@ -63,6 +66,10 @@ class CudaHome:
         """See HostHome.collect. A dense bucket's gradient is on the host."""
         values = worker.gradient(bucket.index)
         _copy(torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values), bucket, gradients)
+
+    def confirm(self) -> None:
+        """See HostHome.confirm."""
+        self._home.confirm()
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:
         if values not in self._tensors:  # a vector's memory stays where it is

@@ -134,6 +134,7 @@ class GradientReducer:
         for bucket in self.worker.layout.buckets:
             gradients, _, segments = zip(*(self.posted[number] for number in bucket.numbers))
             self.home.collect(self.worker, bucket, segments, gradients)
+        self.home.confirm()
         self.borrowed.clear()
         self.posted.clear()
         self.collected = True

@@ -53,6 +53,7 @@ class Contestant:
         self.optimizer.zero_grad()
         self.wrapped(gradients.work(self.steps, seconds)).backward()
         self.optimizer.step()
+        self.model.settle()
         self.steps += 1
 
     def residual(self) -> np.ndarray:
@@ -71,7 +72,7 @@ class Contestant:
 
 
 def _model(job: dict) -> tuple[work.Model, torch.optim.Optimizer]:
-    model = work.Model(job["model"])
+    model = work.Model(job["model"], job["device"])
     return model, torch.optim.SGD(model.parameters(), lr=1.0)
 
 

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 import numpy as np
+import torch
 from mpi4py import MPI
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -20,6 +21,7 @@ from peers import results, work
 from peers.contestants import MAKE, Contestant, LeftOut
 
 import gtcbmuf.torch
+from gtcbmuf.device import local_device
 
 TURN_SECONDS = 3.0  # of a contestant that exchanges in every step; the others take a whole block
 
@@ -97,7 +99,9 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     gtcbmuf.torch.init()
     comm = MPI.COMM_WORLD
-    gradients = work.Gradients(job["model"], comm.rank)
+    if job["device"] == "cuda":
+        torch.cuda.set_device(local_device(share=True))
+    gradients = work.Gradients(job["model"], comm.rank, job["device"])
     samples = np.array(comm.allgather(gradients.sample))
     job["threshold"] = comm.bcast(work.threshold(samples[0][:, :30_000], job["density"]) if comm.rank == 0 else None)
     here = ("card", "store", "save")  # of this machine, no facts of the run

@@ -12,7 +12,7 @@ from pathlib import Path
 from gtcbmuf.plan import saved
 
 FORMAT, VERSION = "gtcbmuf beside peers", 1
-KEY = ("link", "ranks", "model", "step_seconds", "asked")
+KEY = ("link", "ranks", "model", "device", "step_seconds", "asked")
 HEAD = ("link", "ranks", "model", "method", "step [ms]", "exchange [ms]", "/ GTC", "MB a card and step")
 
 
@@ -71,7 +71,8 @@ def row(run: dict, method: str) -> str:
 def facts(run: dict) -> str:
     """What one must know of a run to read its rows."""
     sentences = [
-        f"{run['link']}, {run['ranks']} ranks on {run['hosts']} hosts, {run['model']} of {run['elements'] / 1e6:.1f} M parameters; "
+        f"{run['link']}, {run['ranks']} ranks on {run['hosts']} hosts, {run['model']} of {run['elements'] / 1e6:.1f} M parameters"
+        f"{', on a GPU that they share' if run['device'] == 'cuda' else ''}; "
         f"computation is a wait of {1e3 * run['step_seconds']:.0f} ms; blocks of {run['period']} steps; groups of {run['group']}; "
         f"{run['rounds']} rounds."
     ]  # fmt: skip

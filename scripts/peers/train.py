@@ -93,7 +93,7 @@ def main() -> None:
     gtcbmuf.torch.init()
     comm = MPI.COMM_WORLD
     problem = SpeechProblem(data.load(), hidden=job["hidden"], seed=job["seed"])
-    work.MODELS[MODEL], job["model"] = work.acoustic(job["hidden"]), MODEL
+    work.MODELS[MODEL], job["model"], job["device"] = work.acoustic(job["hidden"]), MODEL, "cpu"
     check_dense(comm, problem, job)
     contestant = MAKE[job["method"]](job)
     before, begin = runtime.counters(), time.perf_counter()

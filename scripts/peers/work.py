@@ -48,21 +48,28 @@ def elements(model: str) -> int:
 class Model(nn.Module):
     """Parameters that start at 0. model(work) is a scalar; its backward gives the gradients of `work`, layer by layer."""
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, device: str = "cpu"):
         super().__init__()
+        self.device = device
         for name, shape in shapes(model).items():
-            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape, device=device)))
         self.layers = [[getattr(self, name) for name in layer] for layer in MODELS[model]]
 
     def forward(self, work: Work) -> torch.Tensor:
         work.wait(FORWARD)
-        chain = torch.zeros(())
+        chain = torch.zeros((), device=self.device)
         for number, parameters in enumerate(self.layers):
             chain = _Layer.apply(chain, number, work, *parameters)
         return chain
 
     def flat(self) -> torch.Tensor:
-        return torch.cat([p.detach().view(-1) for p in self.parameters()])
+        """On the host."""
+        return torch.cat([p.detach().view(-1) for p in self.parameters()]).cpu()
+
+    def settle(self) -> None:
+        """Until a GPU has done what was asked of it."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
 
 class _Layer(torch.autograd.Function):
@@ -101,20 +108,20 @@ class Work:
 
 
 class Gradients:
-    """Of one rank, all in `flat`, float32 [ROTATION, elements].
+    """Of one rank, on the host all in `flat`, float32 [ROTATION, elements].
 
     Element i of each is s_i · N(0, 1), where ln s_i is N(0, 1.5²) and the same on all ranks: few elements are large,
     the same ones in each step, as in training.
     """
 
-    def __init__(self, model: str, rank: int):
+    def __init__(self, model: str, rank: int, device: str = "cpu"):
         count = elements(model)
         scale = np.exp(np.float32(1.5) * np.random.default_rng(0).standard_normal(count, np.float32))
         self.flat = np.empty((ROTATION, count), np.float32)
         for number, row in enumerate(self.flat):
             np.random.default_rng([1, rank, number]).standard_normal(out=row, dtype=np.float32)
             row *= scale
-        self.layers = [by_layer(torch.from_numpy(row), MODELS[model]) for row in self.flat]
+        self.layers = [by_layer(torch.from_numpy(row).to(device), MODELS[model]) for row in self.flat]
         self.sample = self.flat[:, ::STRIDE].copy()
 
     def work(self, step: int, seconds: float) -> Work:

@@ -10,7 +10,7 @@
 #include <mutex>
 
 enum {
-    cudaErrorMemoryAllocation = 2, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorLaunchFailure = 719
+    cudaErrorMemoryAllocation = 2, cudaErrorInvalidDevice = 101, cudaErrorInvalidResourceHandle = 400, cudaErrorNotReady = 600, cudaErrorLaunchFailure = 719
 };
 
 inline int device_count = 1;
@@ -26,7 +26,7 @@ inline void note_launch(const void *stream)
         launch_error = cudaErrorInvalidResourceHandle;
 }
 
-// The call of this name (malloc, copy, synchronize, launch) fails after so many that do not, and from then on.
+// The call of this name (malloc, pin, copy, query, synchronize, launch) fails after so many that do not, and from then on.
 struct Fault { char call[16]; long sound; cudaError_t error; };
 inline Fault fault = {"", 0, cudaSuccess};
 inline cudaError_t outcome_of(const char *call)
@@ -90,9 +90,9 @@ inline cudaError_t cudaGetLastError()
     launch_error = cudaSuccess;
     return error != cudaSuccess ? error : outcome_of("launch");
 }
-inline cudaError_t cudaMalloc(void **memory, size_t bytes)
+inline cudaError_t take(const char *call, void **memory, size_t bytes)
 {
-    if (outcome_of("malloc") != cudaSuccess)
+    if (outcome_of(call) != cudaSuccess)
         return fault.error;
     *memory = aligned_alloc(256, (bytes + 255) / 256 * 256);
     if (*memory)
@@ -101,7 +101,8 @@ inline cudaError_t cudaMalloc(void **memory, size_t bytes)
     allocations[(uintptr_t)*memory] = {bytes, current_device};
     return *memory ? cudaSuccess : cudaErrorMemoryAllocation;
 }
-inline cudaError_t cudaMallocHost(void **memory, size_t bytes) { return cudaMalloc(memory, bytes); }
+inline cudaError_t cudaMalloc(void **memory, size_t bytes) { return take("malloc", memory, bytes); }
+inline cudaError_t cudaMallocHost(void **memory, size_t bytes) { return take("pin", memory, bytes); }
 inline cudaError_t cudaFree(void *memory)
 {
     std::lock_guard<std::mutex> locked(allocations_lock);
@@ -128,4 +129,5 @@ inline cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
     return device_of_stream(stream) == *event ? cudaSuccess : cudaErrorInvalidResourceHandle;
 }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return outcome_of("synchronize"); }
+inline cudaError_t cudaEventQuery(cudaEvent_t) { return outcome_of("query"); }
 inline cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t) { *milliseconds = 1; return cudaSuccess; }

@@ -163,34 +163,30 @@ def test_pytorch(cupy, comm, monkeypatch):
 # -- faults ----------------------------------------------------------------------------------------------
 
 
-def refused(training, step, error=DeviceError):
-    """The text, the same on all ranks; nothing has changed."""
-    before = training.bits()
-    with pytest.raises(error) as caught:
-        training.step(step)
-    assert training.bits() == before
-    return str(caught.value)
-
-
-def test_no_memory_on_one_rank(threaded, cupy, core, comm):
-    """Where the residuals' memory is taken: at the first step. When there is some, training goes on."""
-    mine = Training(cupy, GTC_, comm.rank, groups=groups_over(threaded))
+@pytest.mark.parametrize("strategy, memory", [(GTC_, "malloc"), (GTC(threshold=0.43, dense_below=0), "pin")], ids=["device", "pinned"])
+def test_no_memory_on_one_rank(threaded, cupy, core, comm, strategy, memory):
+    """Where the residuals' memory is taken: at the first step. When there is some, training goes on. So with pinned memory of the host."""
+    mine = Training(cupy, strategy, comm.rank, groups=groups_over(threaded))
     lockstep([mine.opt.starting()])
     faulty = comm.size - 1
+    before = mine.bits()
     if comm.rank == faulty:
-        core.fail("malloc", 0, OUT_OF_MEMORY)
-    text = same_everywhere(comm, refused(mine, 0))
-    assert text.startswith(f"rank {faulty}: bucket 0 was not encoded on its device: ") and "out of memory" in text
+        core.fail(memory, 0, OUT_OF_MEMORY)
+    with pytest.raises(DeviceError) as caught:
+        mine.step(0)
     core.fail("", 0, 0)
+    text = same_everywhere(comm, str(caught.value))
+    assert text.startswith(f"rank {faulty}: bucket 0 was not encoded on its device: ") and "out of memory" in text
+    assert mine.bits() == before
     for step in range(2):
         mine.step(step)
     same_everywhere(comm, mine.bits()[:3])
 
 
-@pytest.mark.parametrize("call", ["launch", "synchronize"])
+@pytest.mark.parametrize("call", ["launch", "synchronize", "query"])
 def test_a_lost_device(threaded, cupy, core, comm, call):
     """In encode: every step is refused from then on, by all."""
-    strategy = GTC(threshold=0.43, dense_below=0)
+    strategy = GTC(threshold=0.43, dense_below=0, bucket_bytes=4000)
     mine = Training(cupy, strategy, comm.rank, groups=groups_over(threaded))
     mine.step(0)
     before = mine.bits()

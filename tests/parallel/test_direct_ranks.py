@@ -166,8 +166,9 @@ def test_damage_that_one_rank_sees_ends_all(comm, core, monkeypatch):
         mine.step(0)
         before = mine.bits()
         if comm.rank == 1:
-            check = cuda.CudaCodec.check
-            monkeypatch.setattr(cuda.CudaCodec, "check", lambda codec, messages, n: check(codec, [spoilt(codec, messages[0]), *messages[1:]], n))
+            receive = cuda.CudaCodec.receive
+            spoil = lambda codec, messages, *rest: receive(codec, [spoilt(codec, messages[0]), *messages[1:]], *rest)
+            monkeypatch.setattr(cuda.CudaCodec, "receive", spoil)
             with pytest.raises(MessageError, match="body checksum"):
                 mine.step(1)
             assert mine.bits() == before

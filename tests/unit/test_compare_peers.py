@@ -23,7 +23,7 @@ def rounds(*seconds, card_bytes=2e6):
 
 
 RUN = {
-    "link": "1gbit", "ranks": 4, "hosts": 4, "model": "LSTM", "elements": 3_400_000, "step_seconds": 0.2, "period": 20,
+    "link": "1gbit", "ranks": 4, "hosts": 4, "model": "LSTM", "device": "cpu", "elements": 3_400_000, "step_seconds": 0.2, "period": 20,
     "group": 2, "rounds": 3, "asked": ["none", "GTC", "DDP", "Horovod", "PowerSGD"],
     "methods": {"none": rounds(0.2, 0.21, 0.3, card_bytes=0), "GTC": {"density": 0.0051, **rounds(0.21, 0.23, 0.33)},
                 "DDP": rounds(0.4, 0.31, 0.6, card_bytes=2e7), "Horovod": {"rounds": [], "left_out": "no compiler"},
@@ -42,6 +42,7 @@ def test_the_table():
     lines = results.table(CONTENT).splitlines()
     assert "LSTM of 3.4 M parameters" in lines[0] and "Sent when timing began: 0.51 % by GTC." in lines[0]
     assert lines[0].endswith("Horovod left out: no compiler.")
+    assert "GPU" not in lines[0] and "parameters, on a GPU that they share; computation" in results.facts({**RUN, "device": "cuda"})
     assert lines[-5:] == [
         "| 1gbit | 4 | LSTM | none | 210 |  |  | 0.00 |",
         "| 1gbit | 4 | LSTM | GTC | 230 | 20.0 ± 10.0 |  | 2.00 |",
@@ -61,11 +62,12 @@ def test_a_round_that_a_killed_run_did_not_end_is_not_counted():
 def test_runs_are_added_and_replaced(tmp_path):
     file = tmp_path / "peers.json"
     results.start(file, cores=2)
-    for run in RUN, {**RUN, "link": "100mbit"}, {**RUN, "asked": ["none"]}, {**RUN, "rounds": 7}:
+    for run in RUN, {**RUN, "link": "100mbit"}, {**RUN, "device": "cuda"}, {**RUN, "asked": ["none"]}, {**RUN, "rounds": 7}:
         results.add(file, run)
     content = results.load(file)
     assert content["cores"] == 2
-    assert [(r["link"], r["rounds"]) for r in content["runs"]] == [("100mbit", 3), ("1gbit", 3), ("1gbit", 7)]
+    found = [(r["link"], r["device"], r["rounds"]) for r in content["runs"]]
+    assert found == [("100mbit", "cpu", 3), ("1gbit", "cuda", 3), ("1gbit", "cpu", 3), ("1gbit", "cpu", 7)]
     results.start(file, cores=4)  # goes on with what is there
     assert results.load(file) == content
 

@@ -1,5 +1,6 @@
 """Exchanges of gradients on a device, over emulated kernels and virtual workers: the sums of the host's exchange."""
 
+import contextlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,9 @@ from cuda_emulated import Uploaded
 
 from gtcbmuf import device, runtime
 from gtcbmuf.backends import cuda
-from gtcbmuf.backends.device_buffers import Buffers
-from gtcbmuf.device.places import FIRST_BYTES
-from gtcbmuf.errors import ExchangeClosedError, MismatchError, NonFiniteError, SettingsError
+from gtcbmuf.backends.device_buffers import Staging
+from gtcbmuf.device.places import FIRST_BYTES, Place
+from gtcbmuf.errors import ExchangeClosedError, MessageError, MismatchError, NonFiniteError, SettingsError
 from gtcbmuf.simulate import virtual_world
 
 pytestmark = NEEDS
@@ -74,6 +75,54 @@ def test_buckets_follow_each_other(exchanges):
     assert [ticket._ticket is not None for ticket in tickets] == [True] * 6 + [False] * 3
     finish(exchanges, tickets)
     assert [ticket.headers[0].bucket for ticket in tickets] == [0] * 3 + [1] * 3 + [2] * 3
+
+
+def test_who_posts_does_not_wait_for_the_device(exchanges, monkeypatch):
+    """What is not encoded yet stays where it is, with all behind it, and is numbered as if it had set out; a flush sends it."""
+    encoded = set()
+    monkeypatch.setattr(Place, "is_encoded", lambda place: place._bucket in encoded)
+    sent = lambda posted: [ticket._ticket is not None for ticket in posted]
+    values = [[post(x, bucket, gradient(x.rank, bucket))[1] for x in exchanges] for bucket in range(2)]
+    assert [sent(tickets) for tickets in values] == [[False] * 3] * 2
+    encoded.add(1)  # not the first
+    values.append([post(x, 2, gradient(x.rank, 2))[1] for x in exchanges])
+    assert [sent(tickets) for tickets in values] == [[False] * 3] * 3
+    assert [[ticket.sequence for ticket in tickets] for tickets in values] == [[0] * 3, [1] * 3, [2] * 3]
+    finish(exchanges, [ticket for tickets in values for ticket in tickets])
+    assert [tickets[0].headers[1].sequence for tickets in values] == [0, 1, 2]
+
+
+def test_a_longer_message_is_copied_at_once_in_the_next_step(exchanges, monkeypatch):
+    """What is copied after its length is known comes behind all that was enqueued since."""
+    monkeypatch.setattr("gtcbmuf.device.places.FIRST_BYTES", 100)
+    copies = []
+    copy = Place._copy
+    monkeypatch.setattr(Place, "_copy", lambda place, begin, end: (copies.append((place.codec, begin, end)), copy(place, begin, end)))
+    of_first = lambda: [(begin, end) for codec, begin, end in copies if codec is exchanges[0].codec]
+    for step in range(2):
+        copies.clear()
+        tickets = [post(x, 0, gradient(x.rank, 0))[1] for x in exchanges]
+        finish(exchanges, tickets)
+        length = 64 + tickets[0].headers[0].body_bytes
+        assert of_first() == ([(0, length + length // 4)] if step else [(0, 100), (100, length)])
+
+
+def test_a_damaged_message_is_told_when_all_is_collected(exchanges):
+    """The sums are enqueued without waiting for the verdicts, of which those of bad messages are left out."""
+    tickets = [post(x, 0, gradient(x.rank, 0))[1] for x in exchanges]
+    finish(exchanges, tickets)
+    exchange, ticket = exchanges[0], tickets[0]
+    damaged = [message.copy() for message in ticket._messages]
+    damaged[2][200] ^= 4
+    dense = device.DeviceVector(exchange.codec, SIZES[0])
+    dense.write(np.full(SIZES[0], 7, np.float32))
+    exchange.add_up(exchange.codec.receive(damaged, SIZES[0]), dense, 3)
+    for expected in (pytest.raises(MessageError, match="checksum"), contextlib.nullcontext()):  # once
+        with expected:
+            exchange.confirm()
+    assert (dense.read() == 7).all()
+    ticket.decode_mean([dense], 3)
+    assert (dense.read() != 7).all()
 
 
 def test_a_bucket_that_is_under_way(exchanges):
@@ -190,11 +239,11 @@ class LateCore:
 
 def test_the_staging_place_waits_for_what_is_copied_from_it():
     core = LateCore()
-    buffers = Buffers(core, 0)
+    staging = Staging(core, 0)
     for place, value in ((0, 7), (2, 8)):
-        core.staging = buffers.pinned(2)
+        core.staging = staging.array(2)
         core.staging[:] = value
-        buffers.from_pinned(place, 2, 0)
+        staging.to_device(place, 2, 0)
         assert len(core.queue) == 1, "nobody has waited"
     core.finish()
     assert core.memory.tolist() == [7, 7, 8, 8]
