@@ -38,6 +38,10 @@ class Ticket:
         self._exchange, self._core, self._dtype, self._site = exchange, core, dtype, site
         self._headers = None
 
+    def done(self) -> bool:
+        """`wait` will not wait."""
+        return self._core.wait(0.0)
+
     def wait(self, timeout: float | None = None) -> None:
         """Until the operation is done, or raises; DeadlineError after `timeout` seconds.
 

@@ -13,7 +13,7 @@ class EmulatedHome(CudaHome):
     """A CudaHome but for the three places where it asks torch for its GPU: the stream, and tensors out and in."""
 
     def __init__(self, stream=lambda: 0):
-        self._home = Home(0, stream)
+        self._keep(Home(0, stream))
 
     def segment(self, gradient):
         return Segment(gradient.detach().contiguous().view(-1), 0)

@@ -11,7 +11,7 @@ import numpy as np
 from gtcbmuf.backends import cuda
 from gtcbmuf.backends.device_messages import DeviceMessages, OnDevice
 from gtcbmuf.backends.layout import HEADER_BYTES, Header
-from gtcbmuf.device.departures import Departures
+from gtcbmuf.device.pipeline import Pipeline
 from gtcbmuf.device.places import Place
 from gtcbmuf.errors import DeviceError, GtcbmufError, MismatchError, NonFiniteError
 
@@ -25,12 +25,12 @@ class DeviceExchange:
         post_encode and its ticket's `wait`, unless `flush` was called. Where it is `direct`, MPI reads and writes bodies in the
         device's memory (post_direct); else they go by way of pinned memory of the host (post_allgather).
     codec: of the device and the stream on which all this runs. stream: gives the stream for what is posted; None: the codec's.
-    guard: a context in which a fault ends the exchange for all ranks. departures: shared with others who post to that exchange.
+    guard: a context in which a fault ends the exchange for all ranks. pipeline: shared with others who post to that exchange.
 
     A bucket's message is encoded on the stream, and as much of it as travels from there copied to pinned memory, while the
-    caller goes on; it sets out when it is ready and another bucket is posted, or at `flush`, which waits for it, or when its ticket is
-    waited for. So the caller can enqueue kernels far ahead of the device. All ranks must post and wait in the same order, and what
-    else they post there follows a flush.
+    caller goes on; it sets out when it is there (Pipeline), at the latest at `flush` or when its ticket is waited for. So the caller
+    can enqueue kernels far ahead of the device. What others sent is brought to the device as it comes. All ranks must post and wait in
+    the same order, and what else they post there follows a flush.
 
     A rank on which encode fails (no memory, a lost device, arrays that cannot be used) sends what has failed in place
     of the message: all ranks then raise the same DeviceError from that ticket's `wait`, and the exchange stays usable.
@@ -38,13 +38,13 @@ class DeviceExchange:
 
     def __init__(
         self, exchange, codec: cuda.CudaCodec, stream: Callable[[], int] | None = None,
-        guard: Callable[[], Any] = contextlib.nullcontext, departures: Departures | None = None,
+        guard: Callable[[], Any] = contextlib.nullcontext, pipeline: Pipeline | None = None,
     ):  # fmt: skip
         self.exchange, self.rank, self.size, self.codec = exchange, exchange.rank, exchange.size, codec
         self._stream, self.guard = stream, guard
         self.direct = getattr(exchange, "direct", False)
         self._places: dict[int, Place] = {}
-        self.departures = Departures() if departures is None else departures
+        self.pipeline = pipeline_of(exchange) if pipeline is None else pipeline
         self._unheeded: list[DeviceMessages] = []
 
     def post_encode(
@@ -53,10 +53,14 @@ class DeviceExchange:
     ) -> DeviceTicket:  # fmt: skip
         """See docs/layers.md; all arrays are on the device."""
         self.exchange.check_open()  # here, as messages set out later, and what a deadline has left under way holds its bucket
-        self.departures.advance()
+        self.pipeline.advance()
+        with self.pipeline.lock:
+            return self._post(bucket, segments, residual_in, residual_out, threshold, max_sent, dtype)
+
+    def _post(self, bucket, segments, residual_in, residual_out, threshold, max_sent, dtype) -> DeviceTicket:
         if (place := self._places.get(bucket)) is not None and place.busy:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
-        ticket = DeviceTicket(self, bucket, self.exchange.sequence + len(self.departures))
+        ticket = DeviceTicket(self, bucket, self.exchange.sequence + self.pipeline.waiting)
         with ticket.noting_faults():
             if self._stream is not None:
                 self.codec.follow(self._stream())
@@ -68,7 +72,7 @@ class DeviceExchange:
                 place = self._places[bucket] = Place(self.codec, bucket, self.exchange.short_bytes if self.direct else None)
             ticket.place = place
             place.begin(message)
-        self.departures.add(ticket)
+        self.pipeline.add(ticket)
         return ticket
 
     def post_allreduce(self, array: np.ndarray, **settings):
@@ -78,7 +82,7 @@ class DeviceExchange:
 
     def flush(self) -> None:
         """All messages set out: waits until they are encoded."""
-        self.departures.flush()
+        self.pipeline.flush()
 
     def add_up(self, messages: DeviceMessages, mean, divisor: float) -> None:
         """Enqueues a mean; `confirm` says whether there is one."""
@@ -92,6 +96,11 @@ class DeviceExchange:
             messages.heed()
 
 
+def pipeline_of(exchange) -> Pipeline:
+    """For what is posted there: with a thread where the exchange has one, as then posts may come from any thread."""
+    return Pipeline(threaded=getattr(exchange, "progress_thread", False))
+
+
 class DeviceTicket:
     """A bucket under way; see docs/layers.md."""
 
@@ -99,6 +108,7 @@ class DeviceTicket:
         self._owner, self._bucket, self.sequence = owner, bucket, sequence
         self.place: Place | None = None  # None: there is no message
         self._ticket, self._fault = None, b""
+        self._received: DeviceMessages | None = None  # of all ranks, after wait
         self.headers: list[Header] = []  # of all ranks, in rank order, after wait
 
     @contextlib.contextmanager
@@ -128,10 +138,25 @@ class DeviceTicket:
         whole, room = (None, None) if self._fault else (self.place.device_message, self.place.room)
         self._ticket = owner.exchange.post_direct(message, whole, room, use_device=cuda.core.USE_DEVICE, bucket=self._bucket)
 
+    def take_in(self) -> bool:
+        """Not what comes straight to the device: it is waited for until it is known to be sound."""
+        if self._owner.direct:
+            return True
+        if not self._ticket.done():
+            return False
+        with contextlib.suppress(Exception):  # `wait` raises it
+            self._arrive()
+        return True
+
     def wait(self, timeout: float | None = None) -> None:
         """Until every rank's message is here, or raises, the same on every rank."""
         if self._ticket is None:
             self._owner.flush()
+        self._owner.pipeline.withdraw(self)
+        if self._received is None:
+            self._arrive(timeout)
+
+    def _arrive(self, timeout: float | None = None) -> None:
         try:
             self._ticket.wait(timeout)
         except GtcbmufError:  # not where Ctrl-C interrupts: MPI may still read and write there

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from gtcbmuf.backends import cuda
-from gtcbmuf.device.departures import Departures
-from gtcbmuf.device.exchange import DeviceExchange
+from gtcbmuf.device.exchange import DeviceExchange, pipeline_of
 from gtcbmuf.device.lanes import DeviceLane, HostedLane
 from gtcbmuf.errors import DeviceError, GtcbmufError
 from gtcbmuf.policy import Worker
@@ -50,7 +49,6 @@ class Home:
     def __init__(self, device: int, stream: Callable[[], int]):
         self._stream = stream
         self.codec = cuda.CudaCodec(device, stream())
-        self.departures = Departures()  # of all lanes
         self._exchange: DeviceExchange | None = None  # of the lanes on the device
         self._groups = None  # the worker's exchanges
 
@@ -58,19 +56,23 @@ class Home:
         """To be called when the worker has just been made: its own arrays go. What it is given to post, and what
         it gives as a gradient, are arrays on the device from then on; a dense bucket's gradient is one on the host."""
         self._last, self._groups = len(worker.layout.buckets) - 1, worker.groups
+        self.pipeline = pipeline_of(self._groups.world)  # of all lanes
         worker.share(self._lane)
 
     def _lane(self, lane: Lane) -> Lane:
         if not isinstance(lane, GTCLane) or lane.second is not None:
             return HostedLane(lane, self, lane.bucket.index == self._last)
         if self._exchange is None:
-            self._exchange = DeviceExchange(lane.exchange, self.codec, self._stream, self.ending_all, self.departures)
+            self._exchange = DeviceExchange(lane.exchange, self.codec, self._stream, self.ending_all, self.pipeline)
         return DeviceLane(lane, self._exchange, self, lane.bucket.index == self._last)
 
     def follow(self) -> None:
         """What comes next runs on the framework's stream of now."""
         with self.ending_all():
-            self.codec.follow(self._stream())
+            stream = self._stream()
+            if stream != self.codec.stream:
+                with self.pipeline.lock:
+                    self.codec.follow(stream)
 
     def confirm(self) -> None:
         """When all of a step was collected: raises what is wrong with it, which the device has found in the meantime. Waits."""

@@ -113,17 +113,17 @@ class HostedLane:
     def post(self, segments: Sequence, whole: bool = False, in_place: bool = False):
         """See GTCLane.post. The exchange may read the copies until the step is finished, and so long they stay."""
         self._home.follow()
-        self._home.departures.advance()
-        with self._home.ending_all():
+        self._home.pipeline.advance()
+        with self._home.pipeline.lock, self._home.ending_all():
             copies = self._home.copies_on_host(self._own.bucket.index, segments)
         ticket = LateTicket(self._home, copies, lambda: self._own.post(copies.segments, whole))
-        self._home.departures.add(ticket)
+        self._home.pipeline.add(ticket)
         if self._last:
-            self._home.departures.flush()
+            self._home.pipeline.flush()
         return ticket
 
     def post_nothing(self, whole: bool = False):
-        self._home.departures.flush()
+        self._home.pipeline.flush()
         return self._own.post_nothing(whole)
 
 
@@ -143,9 +143,12 @@ class LateTicket:
             self._copies.wait()
         self._ticket = self._post()
 
+    def take_in(self) -> bool:
+        return True  # the sum is on the host, where it will be asked for
+
     def wait(self, timeout: float | None = None) -> None:
         if self._ticket is None:
-            self._home.departures.flush()
+            self._home.pipeline.flush()
         self._ticket.wait(timeout)
 
     def __getattr__(self, name: str):

@@ -159,6 +159,9 @@ class VirtualTicket:
         self._operation, self._rank = operation, rank
         self._mean_into, self._divisor = mean_into, divisor
 
+    def done(self) -> bool:
+        return len(self._operation.posts) == self._operation.size
+
     def wait(self, timeout: float | None = None) -> None:
         """Raises DeadlineError at once if a rank has not posted: nothing can come in between."""
         self._operation.complete(self._rank)

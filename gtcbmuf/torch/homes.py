@@ -52,9 +52,13 @@ class CudaHome:
     name = "on the GPU"
 
     def __init__(self, device: torch.device):
-        self._home = Home(device.index, lambda: torch.cuda.current_stream(device.index).cuda_stream)
         self._device = device
-        self._tensors: dict[DeviceVector, torch.Tensor] = {}  # which show them
+        self._keep(Home(device.index, lambda: torch.cuda.current_stream(device.index).cuda_stream))
+
+    def _keep(self, home: Home) -> None:
+        self._home = home
+        self._shares: dict[DeviceVector, list[torch.Tensor]] = {}  # of the bucket's gradients in a vector
+        self._copies: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []  # to, from: made all at once by confirm
 
     def move_in(self, worker: Worker) -> None:
         self._home.move_in(worker)
@@ -65,16 +69,25 @@ class CudaHome:
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence, gradients: Sequence[torch.Tensor]) -> None:
         """See HostHome.collect. A dense bucket's gradient is on the host."""
         values = worker.gradient(bucket.index)
-        _copy(torch.from_numpy(values) if isinstance(values, np.ndarray) else self._shown(values), bucket, gradients)
+        if isinstance(values, np.ndarray):
+            _copy(torch.from_numpy(values), bucket, gradients)
+            return
+        if values not in self._shares:  # a vector's memory stays where it is
+            self._shares[values] = _parts(self._shown(values), bucket, gradients)
+        self._copies[0].extend(gradients)
+        self._copies[1].extend(self._shares[values])
 
     def confirm(self) -> None:
-        """See HostHome.confirm."""
+        """See HostHome.confirm. Gradients are copied by a kernel for many, not one by one."""
+        targets, sources = self._copies
+        if targets:
+            torch._foreach_copy_(targets, sources)
+        targets.clear()
+        sources.clear()
         self._home.confirm()
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:
-        if values not in self._tensors:  # a vector's memory stays where it is
-            self._tensors[values] = torch.as_tensor(values, device=self._device)  # by the CUDA array interface
-        return self._tensors[values]
+        return torch.as_tensor(values, device=self._device)  # by the CUDA array interface
 
 
 def _tensor(segment: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -84,8 +97,14 @@ def _tensor(segment: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
 
 def _copy(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> None:
     """float32 values of a bucket into its tensors, each in its own dtype."""
-    for gradient, offset in zip(gradients, bucket.offsets, strict=True):
-        gradient.copy_(values[offset : offset + gradient.numel()].view(gradient.shape))
+    for gradient, part in zip(gradients, _parts(values, bucket, gradients)):
+        gradient.copy_(part)
+
+
+def _parts(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The bucket's gradients in its values, in their shapes; they share the memory."""
+    return [values[offset : offset + gradient.numel()].view(gradient.shape)
+            for gradient, offset in zip(gradients, bucket.offsets, strict=True)]  # fmt: skip
 
 
 class Segment:
