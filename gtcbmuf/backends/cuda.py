@@ -26,7 +26,7 @@ if native_is_built():
 else:
     core = None
 
-BLOCKS_PER_MULTIPROCESSOR = 4  # as csrc/cuda/stage.cu bounds its registers
+BLOCKS_PER_MULTIPROCESSOR = 4  # of grids that share out a bucket
 NO_VERDICTS = 0  # in place of their address: the messages were checked before
 GRADIENTS = ("float32", "float16", "bfloat16", "float64")
 
