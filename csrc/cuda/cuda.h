@@ -19,10 +19,13 @@ typedef struct gtcb_cuda_launch {
 
 /* -- encode -------------------------------------------------------------------------------------- */
 
-/* As gtcb_encode, but: segments[i].data, residuals, scratch and message are on the device; `scratch` is
-   gtcb_cuda_scratch_bytes long, `message` gtcb_cuda_message_bytes, both aligned to 16. The length of the message is
-   known when its first 64 bytes are read (gtcb_read_header). All that the bytes depend on is in the job: a captured
-   graph repeats them with the threshold and the sequence number of its capture. */
+/* Of one bucket: encode has a block of threads for each chunk of 4,096 elements or more, and a grid less than 2^31 blocks. */
+#define GTCB_CUDA_MAX_ELEMENTS (UINT64_C(1) << 42)
+
+/* As gtcb_encode, but: elements is at most GTCB_CUDA_MAX_ELEMENTS; segments[i].data, residuals, scratch and message are
+   on the device; `scratch` is gtcb_cuda_scratch_bytes long, `message` gtcb_cuda_message_bytes, both aligned to 16. The
+   length of the message is known when its first 64 bytes are read (gtcb_read_header). All that the bytes depend on is in
+   the job: a captured graph repeats them with the threshold and the sequence number of its capture. */
 gtcb_status gtcb_cuda_encode(const gtcb_encode_job *job, void *message, const gtcb_cuda_launch *launch);
 size_t gtcb_cuda_scratch_bytes(uint64_t elements, size_t segments);
 size_t gtcb_cuda_message_bytes(uint64_t elements);      /* gtcb_message_capacity, up to a multiple of 8 */

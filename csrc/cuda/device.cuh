@@ -47,6 +47,7 @@ constexpr unsigned SCAN_PLACES = 33;
 static_assert(THREADS % WARP == 0 && THREADS >= 128 && CHUNK % 4096 == 0 && CHUNK <= 32768, "see above");
 
 __host__ __device__ inline uint64_t least(uint64_t a, uint64_t b) { return a < b ? a : b; }
+template <class N> __host__ __device__ inline N most(N a, N b) { return a > b ? a : b; }
 __host__ __device__ inline uint64_t parts(uint64_t whole, uint64_t part) { return (whole + part - 1) / part; }
 __host__ __device__ inline uint64_t up_to_8(uint64_t x) { return (x + 7) & ~(uint64_t)7; }
 __host__ __device__ inline uint64_t dense_bytes(uint64_t elements) { return parts(elements, 4); }
@@ -98,15 +99,18 @@ __device__ inline void after_previous()
 __device__ inline unsigned lane_of() { return threadIdx.x % WARP; }
 __device__ inline unsigned warp_of() { return threadIdx.x / WARP; }
 
-// Scans add in the type of what is added: 32 bits take half the instructions of 64.
+// Scans are in the type of what is scanned: 32 bits take half the instructions of 64.
 __device__ inline uint32_t from_lane_before(uint32_t x, unsigned by) { return (uint32_t)__shfl_up_sync(ALL, x, by); }
 __device__ inline uint64_t from_lane_before(uint64_t x, unsigned by) { return __shfl_up_sync(ALL, (unsigned long long)x, by); }
 
-template <class N> __device__ inline N warp_scan(N x)        // inclusive
+struct Plus { template <class N> __device__ N operator()(N a, N b) const { return a + b; } };
+struct Most { template <class N> __device__ N operator()(N a, N b) const { return most(a, b); } };
+
+template <class N, class Join = Plus> __device__ inline N warp_scan(N x, Join join = Join())        // inclusive
 {
     for (unsigned by = 1; by < WARP; by *= 2) {
         const N before = from_lane_before(x, by);
-        x += lane_of() >= by ? before : 0;
+        x = lane_of() >= by ? join(x, before) : x;
     }
     return x;
 }
@@ -130,6 +134,20 @@ template <class N> __device__ inline N block_scan(N x, uint64_t *places /* share
     const N before = (N)places[warp_of()] + inclusive - x;
     *all = (N)places[warps];
     __syncthreads();
+    return before;
+}
+
+// The greatest x of the threads before, 0 on the first one. To be reached by a whole block of THREADS.
+__device__ inline uint32_t most_before(uint32_t x, uint32_t *of_warps /* shared [THREADS / WARP]; free after the next barrier */)
+{
+    const uint32_t inclusive = warp_scan(x, Most()), of_lane_before = from_lane_before(inclusive, 1);
+    uint32_t before = lane_of() == 0 ? 0 : of_lane_before;
+    if (lane_of() == WARP - 1)
+        of_warps[warp_of()] = inclusive;
+    __syncthreads();
+#pragma unroll
+    for (unsigned i = 0; i < THREADS / WARP; i++)
+        before = i < warp_of() ? most(before, of_warps[i]) : before;
     return before;
 }
 

@@ -62,11 +62,13 @@ static bool segments_are_sound(const gtcb_encode_job *job)
     return left == 0;
 }
 
+static_assert(GTCB_CUDA_MAX_ELEMENTS / CHUNK < (uint64_t)1 << 31, "a grid of so many chunks");
+
 static bool job_is_sound(const gtcb_encode_job *job, const void *message, const gtcb_cuda_launch *launch)
 {
     return job != nullptr && job->segments != nullptr && job->residual_in != nullptr && job->residual_out != nullptr &&
            job->scratch != nullptr && message != nullptr && launch != nullptr && launch->blocks > 0 &&
-           job->elements > 0 && job->elements <= (uint64_t)1 << 60 && job->max_sent > 0 &&
+           job->elements > 0 && job->elements <= GTCB_CUDA_MAX_ELEMENTS && job->max_sent > 0 &&
            job->threshold > 0.0f && job->threshold <= FLT_MAX && (unsigned)job->dtype <= GTCB_F64 &&
            aligned(job->scratch, 16) && aligned(message, 16) && segments_are_sound(job) &&
            apart_or_same(job->residual_in, job->residual_out, job->elements);

@@ -11,11 +11,10 @@ __device__ inline uint64_t *body_of(const Encoder &e) { return e.message + GTCB_
 
 __device__ inline uint64_t word_at(const Bits *bits, unsigned i) { return bits->halves[2 * i] | (uint64_t)bits->halves[2 * i + 1] << 32; }
 
-__device__ inline void clear(Bits *bits, unsigned words)
+__device__ inline void clear(uint32_t *memory, unsigned entries)
 {
-    for (unsigned i = threadIdx.x; i < 2 * words; i += THREADS)
-        bits->halves[i] = 0;
-    __syncthreads();
+    for (unsigned i = threadIdx.x; i < entries; i += THREADS)
+        memory[i] = 0;
 }
 
 // Puts values of one thread, each behind the one before, and touches shared memory once for each half that they lie in. Threads may
@@ -59,10 +58,13 @@ __device__ inline uint64_t copy_out(const Encoder &e, const Bits *bits, unsigned
     return sum;
 }
 
-// The chunk in which the word of that number is; it is one of low … last.
-__device__ inline uint64_t chunk_of(const Encoder &e, uint64_t number, uint64_t low, uint64_t last)
+// -- Body 1: words ------------------------------------------------------------------------------------------------------
+
+// The chunk in which the word of that number is.
+__device__ inline uint64_t chunk_of(const Encoder &e, uint64_t number)
 {
-    for (uint64_t high = last + 1; high - low > 1;) {        // the last one that begins at or before it
+    uint64_t low = 0;
+    for (uint64_t high = e.chunks; high - low > 1;) {        // the last one that begins at or before it
         const uint64_t middle = low + (high - low) / 2;
         if (e.starts[middle] <= number)
             low = middle;
@@ -72,11 +74,9 @@ __device__ inline uint64_t chunk_of(const Encoder &e, uint64_t number, uint64_t 
     return low;
 }
 
-// -- Body 1: words ------------------------------------------------------------------------------------------------------
-
 __device__ inline uint64_t word_numbered(const Encoder &e, uint64_t number)
 {
-    const uint64_t chunk = chunk_of(e, number, 0, e.chunks - 1);
+    const uint64_t chunk = chunk_of(e, number);
     return 2 * chunk * CHUNK + e.words[chunk * CHUNK + (number - e.starts[chunk])];
 }
 
@@ -101,24 +101,61 @@ struct PackedBlock {
     Layout layout;
 };
 
+struct Packing {                             // of one block, in shared memory
+    Bits bits;
+    alignas(16) uint32_t begins[BLOCK];      // at the first word of each chunk: which one, counted from first_chunk; else 0
+    uint32_t of_warps[THREADS / WARP];
+};
+
+constexpr unsigned EACH = BLOCK / THREADS;   // words in a row, of a thread
+
 __device__ inline uint64_t chunk_before(uint64_t element) { return element == 0 ? 0 : (element - 1) / CHUNK; }
 
-// A thread takes words in a row.
-__device__ inline void put_words(const Encoder &e, const PackedBlock &b, Bits *bits)
+// Chunks say where their words begin, so that no word has to search. first_chunk need not: where nothing else is said the word is there.
+// last_chunk has a word of the block, so none begins behind it.
+__device__ inline void note_chunks(const Encoder &e, const PackedBlock &b, uint32_t *begins)
 {
-    constexpr unsigned EACH = BLOCK / THREADS;
-    const unsigned l = b.layout.l;
-    Writer lows(bits), uppers(bits);
-    uint64_t chunk = b.first_chunk, start = 0, end = 0;
-    for (uint64_t i = EACH * threadIdx.x; i < least(EACH * (threadIdx.x + 1), b.count); i++) {
-        const uint64_t number = b.first + i;
-        if (number >= end) {             // often it is in the next chunk
-            const uint64_t next = least(chunk + 1, b.last_chunk), after = e.starts[next] + e.counts[next];
-            chunk = i > EACH * threadIdx.x && number < after ? next : chunk_of(e, number, chunk, b.last_chunk);
-            start = e.starts[chunk];
-            end = start + e.counts[chunk];
-        }
-        const uint64_t v = e.words[chunk * CHUNK + (number - start)] + 2 * (chunk * CHUNK - b.base);
+    for (uint64_t chunk = b.first_chunk + 1 + threadIdx.x; chunk <= b.last_chunk; chunk += THREADS) {
+        const uint64_t start = e.starts[chunk];
+        if (e.counts[chunk] > 0)
+            begins[start - b.first] = (uint32_t)(chunk - b.first_chunk);
+    }
+}
+
+// The chunks of the thread's words, counted from first_chunk.
+__device__ inline void find_chunks(Packing *p, uint32_t *chunks)
+{
+    uint32_t latest = 0;
+#pragma unroll
+    for (unsigned j = 0; j < EACH; j++)
+        chunks[j] = latest = most(latest, p->begins[EACH * threadIdx.x + j]);
+    const uint32_t before = most_before(latest, p->of_warps);
+#pragma unroll
+    for (unsigned j = 0; j < EACH; j++)
+        chunks[j] = most(chunks[j], before);
+}
+
+// Loads before it uses: of all its words the starts of their chunks, then the words. Where there are no more, the last one again: a
+// condition would keep loads apart.
+__device__ inline void put_words(const Encoder &e, const PackedBlock &b, Packing *p)
+{
+    const unsigned own = EACH * threadIdx.x, l = b.layout.l;
+    uint32_t chunks[EACH];
+    uint64_t starts[EACH];
+    uint16_t words[EACH];
+    Writer lows(&p->bits), uppers(&p->bits);
+    find_chunks(p, chunks);
+#pragma unroll
+    for (unsigned j = 0; j < EACH; j++)
+        starts[j] = e.starts[b.first_chunk + chunks[j]];
+#pragma unroll
+    for (unsigned j = 0; j < EACH; j++)
+        words[j] = e.words[(b.first_chunk + chunks[j]) * CHUNK + (b.first + least(own + j, b.count - 1) - starts[j])];
+#pragma unroll
+    for (unsigned j = 0; j < EACH; j++) {
+        if (own + j >= b.count)
+            break;
+        const uint64_t i = own + j, v = words[j] + 2 * ((b.first_chunk + chunks[j]) * CHUNK - b.base);
         lows.put(i * l, v & (((uint64_t)1 << l) - 1));
         uppers.put(8 * b.layout.lows_bytes + (v >> l) + i, 1);
     }
@@ -126,15 +163,19 @@ __device__ inline void put_words(const Encoder &e, const PackedBlock &b, Bits *b
     uppers.flush();
 }
 
-__device__ inline uint64_t write_block(const Encoder &e, uint64_t block, Bits *bits)
+__device__ inline uint64_t write_block(const Encoder &e, uint64_t block, Packing *p)
 {
     const uint64_t count = count_of(e.plan->sent, block), base = block == 0 ? 0 : e.ends[block - 1];
     const uint64_t span = e.ends[block] - base, at = e.offsets[block];
     const PackedBlock b = {block * BLOCK, count, base, chunk_before(base), chunk_before(base + span), layout_of(span, count)};
     const unsigned words = (unsigned)(up_to_8(b.layout.bytes) / 8);
-    clear(bits, words);
-    put_words(e, b, bits);
-    uint64_t sum = copy_out(e, bits, words, at / 8);
+    clear(p->bits.halves, 2 * words);
+    clear(p->begins, BLOCK);
+    __syncthreads();
+    note_chunks(e, b, p->begins);
+    __syncthreads();
+    put_words(e, b, p);
+    uint64_t sum = copy_out(e, &p->bits, words, at / 8);
     if (threadIdx.x == 0) {
         body_of(e)[block] = span;
         sum += checksum_term(span, block);
@@ -142,12 +183,12 @@ __device__ inline uint64_t write_block(const Encoder &e, uint64_t block, Bits *b
     return sum;
 }
 
-__device__ inline uint64_t write_packed(const Encoder &e, Bits *bits)
+__device__ inline uint64_t write_packed(const Encoder &e, Packing *p)
 {
     const uint64_t blocks = parts(e.plan->sent, BLOCK);
     uint64_t sum = 0;
     for (uint64_t block = blockIdx.x; block < blocks; block += gridDim.x)
-        sum += write_block(e, block, bits);
+        sum += write_block(e, block, p);
     return sum;
 }
 
@@ -159,7 +200,8 @@ __device__ inline uint64_t write_codes(const Encoder &e, uint64_t chunk, Bits *b
     const unsigned words = (elements + 31) / 32;
     const uint32_t count = e.counts[chunk], each = (count + THREADS - 1) / THREADS;
     Writer codes(bits);
-    clear(bits, words);
+    clear(bits->halves, 2 * words);
+    __syncthreads();
     for (uint32_t i = each * threadIdx.x; i < least(each * (threadIdx.x + 1), count); i++) {
         const uint16_t word = e.words[chunk * CHUNK + i];
         codes.put(2 * (word >> 1), word & 1 ? 3 : 1);
@@ -201,11 +243,11 @@ __device__ inline void write_header(const Encoder &e)
 // The block that ends last writes the header.
 __global__ void __launch_bounds__(THREADS) write_message(Encoder e)
 {
-    __shared__ Bits bits;
+    __shared__ Packing shared;
     after_previous();
     const uint64_t sum = e.plan->kind == GTCB_WORDS    ? write_words(e)
-                       : e.plan->kind == GTCB_PACKED ? write_packed(e, &bits)
-                                                     : write_dense(e, &bits);
+                       : e.plan->kind == GTCB_PACKED ? write_packed(e, &shared)
+                                                     : write_dense(e, &shared.bits);
     add_up(sum, &e.plan->checksum);
     __syncthreads();
     if (threadIdx.x != 0)

@@ -13,30 +13,63 @@ template <class N> __device__ inline Share<N> share_of(N entries)
 
 // -- numbers -----------------------------------------------------------------------------------------------------------
 
+// A thread takes its chunks in groups, so that the loads of a group are under way together.
+constexpr unsigned GROUP = 4;
+
+// Of chunks first, first + 1, ...; what lies behind the thread's share has no words.
+template <class N> struct Group { N first, starts[GROUP]; uint32_t counts[GROUP]; };
+
+template <class N> __device__ inline void load_group(const uint32_t *table, N first, N end, uint32_t none, uint32_t *group)
+{
+#pragma unroll
+    for (unsigned i = 0; i < GROUP; i++)
+        group[i] = first + i < end ? table[first + i] : none;
+}
+
+// The number of words in the thread's share; *bad: its first index that is not finite, or NONE.
+template <class N> __device__ inline N count_words(const Encoder &e, Share<N> share, uint64_t *bad)
+{
+    N sum = 0;
+    *bad = NONE;
+    for (N c = share.begin; c < share.end; c += GROUP) {
+        uint32_t counts[GROUP], found[GROUP];
+        load_group(e.counts, c, share.end, 0, counts);
+        load_group(e.non_finite, c, share.end, NONE_IN_CHUNK, found);
+#pragma unroll
+        for (unsigned i = 0; i < GROUP; i++) {
+            sum += counts[i];
+            if (found[i] != NONE_IN_CHUNK && *bad == NONE)
+                *bad = (c + i) * (uint64_t)CHUNK + found[i];
+        }
+    }
+    return sum;
+}
+
 // Numbers the words of the chunks; returns how many there are. N: a type that holds the bytes of any body. *non_finite: the first such
-// index, on all threads. visit(c, start, count, all) is called for each chunk.
+// index, on all threads. visit(group, all) is called for each group of chunks.
 template <class N, class Visit>
 __device__ inline N number_chunks(const Encoder &e, uint64_t *places, unsigned long long *non_finite, Visit visit)
 {
     const Share<N> share = share_of((N)e.chunks);
-    N sum = 0, all;
-    uint64_t bad = NONE;
+    uint64_t bad;
+    N all;
     if (threadIdx.x == 0)
         *non_finite = NONE;
-    for (N c = share.begin; c < share.end; c++) {
-        const uint32_t found = e.non_finite[c];
-        sum += e.counts[c];
-        if (found != NONE_IN_CHUNK && bad == NONE)
-            bad = c * (uint64_t)CHUNK + found;
-    }
-    N start = block_scan(sum, places, &all);
+    N start = block_scan(count_words(e, share, &bad), places, &all);
     if (bad != NONE)
         atomicMin(non_finite, (unsigned long long)bad);
-    for (N c = share.begin; c < share.end; c++) {
-        const uint32_t count = e.counts[c];
-        e.starts[c] = start;
-        visit(c, start, count, all);
-        start += count;
+    for (N c = share.begin; c < share.end; c += GROUP) {
+        Group<N> group;
+        group.first = c;
+        load_group(e.counts, c, share.end, 0, group.counts);
+#pragma unroll
+        for (unsigned i = 0; i < GROUP; i++) {
+            group.starts[i] = start;
+            if (c + i < share.end)
+                e.starts[c + i] = start;
+            start += group.counts[i];
+        }
+        visit(group, all);
     }
     __syncthreads();
     return all;
@@ -48,7 +81,7 @@ __global__ void __launch_bounds__(LONE_THREADS) number_words(Encoder e)
 {
     __shared__ uint64_t places[SCAN_PLACES];
     __shared__ unsigned long long non_finite;
-    const uint64_t candidates = number_chunks<uint64_t>(e, places, &non_finite, [](uint64_t, uint64_t, uint32_t, uint64_t) {});
+    const uint64_t candidates = number_chunks<uint64_t>(e, places, &non_finite, [](const Group<uint64_t> &, uint64_t) {});
     if (threadIdx.x == 0) {
         e.plan->sent = candidates;
         e.plan->window_start = candidates > e.max_sent ? e.sequence * e.max_sent % candidates : 0;
@@ -92,14 +125,28 @@ __global__ void __launch_bounds__(THREADS) cap_chunks(Encoder e)
 
 // -- which body --------------------------------------------------------------------------------------------------------
 
-// The index after the last element of each block of the packed body that ends among the chunk's words, start … start + count - 1.
-template <class N> __device__ inline void note_ends(const Encoder &e, N chunk, N start, uint32_t count, N sent)
+// The index after the last element of each block of the packed body that ends among a group's words. In each round every chunk has the
+// next block that reaches into it; all words of a round are loaded before one is noted.
+template <class N> __device__ inline void note_ends(const Encoder &e, const Group<N> &group, N sent)
 {
-    const N end = start + count;
-    for (N block = start / BLOCK; block * BLOCK < end; block++) {
-        const N last = block * BLOCK + (N)count_of(sent, block) - 1;
-        if (last >= start && last < end)
-            e.ends[block] = chunk * (uint64_t)CHUNK + (e.words[chunk * (uint64_t)CHUNK + (last - start)] >> 1) + 1;
+    bool more = true;
+    for (N round = 0; more; round++) {
+        N after[GROUP];
+        bool here[GROUP];
+        uint16_t last[GROUP];
+        more = false;
+#pragma unroll
+        for (unsigned i = 0; i < GROUP; i++) {
+            const N start = group.starts[i], end = start + group.counts[i], begin = (start / BLOCK + round) * BLOCK;
+            after[i] = (N)least(begin + BLOCK, sent);
+            here[i] = start < end && begin < end && after[i] <= end;
+            last[i] = here[i] ? e.words[(group.first + i) * (uint64_t)CHUNK + (after[i] - 1 - start)] : 0;
+            more |= after[i] < end;
+        }
+#pragma unroll
+        for (unsigned i = 0; i < GROUP; i++)
+            if (here[i])
+                e.ends[(after[i] - 1) / BLOCK] = (group.first + i) * (uint64_t)CHUNK + (last[i] >> 1) + 1;
     }
 }
 
@@ -113,17 +160,16 @@ __device__ inline uint64_t bytes_of(const Encoder &e, uint64_t sent, uint64_t bl
 template <class N> __device__ inline N lay_out_blocks(const Encoder &e, N sent, uint64_t *places)
 {
     const N blocks = (N)parts(sent, BLOCK);
-    const Share<N> share = share_of(blocks);
-    N sum = 0, all;
-    for (N b = share.begin; b < share.end; b++)
-        sum += (N)up_to_8(bytes_of(e, sent, b));
-    N at = 8 * blocks + block_scan(sum, places, &all);
-    for (N b = share.begin; b < share.end; b++) {
-        e.offsets[b] = at;
-        at += (N)up_to_8(bytes_of(e, sent, b));
+    N at = 8 * blocks;
+    for (N first = 0; first < blocks; first += LONE_THREADS) {
+        const N block = first + threadIdx.x, bytes = block < blocks ? (N)bytes_of(e, sent, block) : 0;
+        N all;
+        const N before = block_scan(block + 1 < blocks ? (N)up_to_8(bytes) : bytes, places, &all);
+        if (block < blocks)
+            e.offsets[block] = at + before;
+        at += all;
     }
-    const N last = blocks == 0 ? 0 : (N)bytes_of(e, sent, blocks - 1);
-    return 8 * blocks + all - ((N)up_to_8(last) - last);
+    return at;
 }
 
 __device__ inline void choose_body(const Encoder &e, Plan *plan, uint64_t packed)
@@ -144,7 +190,7 @@ template <class N> __global__ void __launch_bounds__(LONE_THREADS) plan_message(
     __shared__ unsigned long long non_finite;
     let_next_get_ready();
     after_previous();
-    const N sent = number_chunks<N>(e, places, &non_finite, [&](N c, N start, uint32_t count, N all) { note_ends(e, c, start, count, all); });
+    const N sent = number_chunks<N>(e, places, &non_finite, [&](const Group<N> &group, N all) { note_ends(e, group, all); });
     const N packed = lay_out_blocks(e, sent, places);
     if (threadIdx.x != 0)
         return;

@@ -151,10 +151,10 @@ __device__ inline void write_staged(const Encoder &e, uint64_t first, const Shar
     }
 }
 
-template <gtcb_dtype D> __device__ void stage_chunk(const Encoder &e, const Segment *segments, uint64_t chunk, Shared *shared)
+template <gtcb_dtype D> __device__ void stage_chunk(const Encoder &e, const Segment *segments, Shared *shared)
 {
     using T = typename Gradient<D>::type;
-    const uint64_t first = chunk * CHUNK, segment = segment_of(segments, e.segment_count, first);
+    const uint64_t chunk = blockIdx.x, first = chunk * CHUNK, segment = segment_of(segments, e.segment_count, first);
     const unsigned count = (unsigned)least(e.elements - first, CHUNK);
     const T *gradient = (const T *)segments[segment].data + (first - segments[segment].start);
     const bool whole = count == CHUNK && segments[segment + 1].start >= first + CHUNK;
@@ -174,13 +174,6 @@ template <gtcb_dtype D> __device__ void stage_chunk(const Encoder &e, const Segm
         e.counts[chunk] = shared->sent;
         e.non_finite[chunk] = shared->non_finite;
     }
-    __syncthreads();        // the next chunk overwrites what is read here
-}
-
-template <gtcb_dtype D> __device__ void stage_all(const Encoder &e, const Segment *segments, Shared *shared)
-{
-    for (uint64_t chunk = blockIdx.x; chunk < e.chunks; chunk += gridDim.x)
-        stage_chunk<D>(e, segments, chunk, shared);
 }
 
 // Four blocks to a multiprocessor (64 registers a thread), so that enough loads are under way.
@@ -190,10 +183,10 @@ __global__ void __launch_bounds__(THREADS, THREADS <= 256 ? 4 : 1) stage_chunks(
     let_next_get_ready();
     const Segment *segments = e.segment_count < FEW ? few.of : e.segments;
     switch (e.dtype) {
-    case GTCB_BF16: return stage_all<GTCB_BF16>(e, segments, &shared);
-    case GTCB_F16: return stage_all<GTCB_F16>(e, segments, &shared);
-    case GTCB_F64: return stage_all<GTCB_F64>(e, segments, &shared);
-    default: return stage_all<GTCB_F32>(e, segments, &shared);
+    case GTCB_BF16: return stage_chunk<GTCB_BF16>(e, segments, &shared);
+    case GTCB_F16: return stage_chunk<GTCB_F16>(e, segments, &shared);
+    case GTCB_F64: return stage_chunk<GTCB_F64>(e, segments, &shared);
+    default: return stage_chunk<GTCB_F32>(e, segments, &shared);
     }
 }
 
@@ -208,5 +201,5 @@ void launch_stage(const Encoder &e, const gtcb_segment *segments, const gtcb_cud
             GTCB_LAUNCH(note_segments, 1, FEW, launch.stream, part, table, count);
         table += count;
     }
-    GTCB_LAUNCH(stage_chunks, (unsigned)least(launch.blocks, e.chunks), THREADS, launch.stream, e, part);
+    GTCB_LAUNCH(stage_chunks, (unsigned)e.chunks, THREADS, launch.stream, e, part);
 }

@@ -26,7 +26,7 @@ if native_is_built():
 else:
     core = None
 
-BLOCKS_PER_MULTIPROCESSOR = 4  # as csrc/cuda/stage.cu bounds its registers
+BLOCKS_PER_MULTIPROCESSOR = 4  # of grids that share out a bucket
 GRADIENTS = ("float32", "float16", "bfloat16", "float64")
 
 

@@ -170,6 +170,9 @@ static void refuse_arguments(void)
     REFUSED(threshold, NAN);
     REFUSED(residual_out, values + 9);      /* overlaps residual_in in part */
     REFUSED(scratch, (uint32_t *)memory + 1);
+    const gtcb_segment vast = {values, GTCB_CUDA_MAX_ELEMENTS + 1};
+    good.segments = &vast;
+    REFUSED(elements, vast.count);          /* more chunks than a grid has blocks */
     const gtcb_cuda_message m = {message, message + GTCB_HEADER_BYTES};
     uint32_t verdict_of[1];
     CHECK(gtcb_cuda_decode_add(&m, 1, values, 8, NULL, memory, &one) == GTCB_OK, "a sound message");
