@@ -98,7 +98,8 @@ class DeviceExchange:
 
 def pipeline_of(exchange) -> Pipeline:
     """For what is posted there: with a thread where the exchange has one, as then posts may come from any thread."""
-    return Pipeline(threaded=getattr(exchange, "progress_thread", False))
+    engine = getattr(exchange, "engine", None)  # one of virtual workers has none
+    return Pipeline(threaded=engine is not None and engine.progress_thread)
 
 
 class DeviceTicket:

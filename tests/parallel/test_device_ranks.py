@@ -341,13 +341,13 @@ def test_runs_that_differ_in_where_they_threshold_are_told(cupy, comm, monkeypat
     opt.remove_hooks()
 
 
-def test_messages_travel_while_the_program_computes(threaded, core, comm):
+def test_messages_travel_while_the_program_computes(threaded, cupy, comm):
     """Nobody posts, flushes or waits: the thread sends what is encoded, and brings what came to the device."""
     from gtcbmuf.device import DeviceExchange, DeviceVector
 
     exchange = DeviceExchange(threaded, cuda.CudaCodec(0))
     residual, rest, sums = (DeviceVector(exchange.codec, 64) for _ in range(3))
-    ticket = exchange.post_encode(0, [FakeDeviceArray(np.full(64, comm.rank + 1, np.float32))], residual, rest, 0.5)
+    ticket = exchange.post_encode(0, [cupy.up(np.full(64, comm.rank + 1, np.float32))], residual, rest, 0.5)
     deadline = time.monotonic() + 20
     moved = lambda: ticket._ticket is not None and ticket._ticket.done() and (threaded.direct or ticket._received is not None)
     while not moved() and time.monotonic() < deadline:
@@ -359,20 +359,16 @@ def test_messages_travel_while_the_program_computes(threaded, core, comm):
     comm.Barrier()
 
 
-def test_the_thread_ends_with_its_exchange(threaded, core, comm):
+def test_the_thread_ends_with_its_exchange(threaded, cupy, comm):
     from gtcbmuf.device import DeviceExchange, DeviceVector
 
-    names = lambda: [thread.name for thread in threading.enumerate()]
-    before = names().count("gtcbmuf device")
+    before = set(threading.enumerate())
     exchange = DeviceExchange(threaded, cuda.CudaCodec(0))
     residual, rest = (DeviceVector(exchange.codec, 64) for _ in range(2))
-    ticket = exchange.post_encode(0, [FakeDeviceArray(np.ones(64, np.float32))], residual, rest, 0.5)
-    ticket.wait()
-    assert names().count("gtcbmuf device") == before + 1
-    del exchange, ticket, residual, rest
+    exchange.post_encode(0, [cupy.up(np.ones(64, np.float32))], residual, rest, 0.5).wait()
+    (thread,) = set(threading.enumerate()) - before
+    del exchange, residual, rest
     gc.collect()
-    deadline = time.monotonic() + 20
-    while names().count("gtcbmuf device") > before and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert names().count("gtcbmuf device") == before
+    thread.join(20)
+    assert not thread.is_alive()
     comm.Barrier()
