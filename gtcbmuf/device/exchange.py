@@ -28,9 +28,9 @@ class DeviceExchange:
     guard: a context in which a fault ends the exchange for all ranks. pipeline: shared with others who post to that exchange.
 
     A bucket's message is encoded on the stream, and as much of it as travels from there copied to pinned memory, while the
-    caller goes on; it sets out when it is there (Pipeline), at the latest at `flush` or when its ticket is waited for. So the caller
-    can enqueue kernels far ahead of the device. What others sent is brought to the device as it comes. All ranks must post and wait in
-    the same order, and what else they post there follows a flush.
+    caller goes on; it sets out when it is there and another bucket is posted, at `flush`, which waits for it, or when its ticket is
+    waited for. So the caller can enqueue kernels far ahead of the device. All ranks must post and wait in the same order, and what
+    else they post there follows a flush.
 
     A rank on which encode fails (no memory, a lost device, arrays that cannot be used) sends what has failed in place
     of the message: all ranks then raise the same DeviceError from that ticket's `wait`, and the exchange stays usable.
@@ -44,7 +44,7 @@ class DeviceExchange:
         self._stream, self.guard = stream, guard
         self.direct = getattr(exchange, "direct", False)
         self._places: dict[int, Place] = {}
-        self.pipeline = pipeline_of(exchange) if pipeline is None else pipeline
+        self.pipeline = Pipeline() if pipeline is None else pipeline
         self._unheeded: list[DeviceMessages] = []
 
     def post_encode(
@@ -54,10 +54,6 @@ class DeviceExchange:
         """See docs/layers.md; all arrays are on the device."""
         self.exchange.check_open()  # here, as messages set out later, and what a deadline has left under way holds its bucket
         self.pipeline.advance()
-        with self.pipeline.lock:
-            return self._post(bucket, segments, residual_in, residual_out, threshold, max_sent, dtype)
-
-    def _post(self, bucket, segments, residual_in, residual_out, threshold, max_sent, dtype) -> DeviceTicket:
         if (place := self._places.get(bucket)) is not None and place.busy:
             raise RuntimeError(f"bucket {bucket} is under way already: wait for its ticket first")
         ticket = DeviceTicket(self, bucket, self.exchange.sequence + self.pipeline.waiting)
@@ -94,12 +90,6 @@ class DeviceExchange:
         unheeded, self._unheeded = self._unheeded, []
         for messages in unheeded:
             messages.heed()
-
-
-def pipeline_of(exchange) -> Pipeline:
-    """For what is posted there: with a thread where the exchange has one, as then posts may come from any thread."""
-    engine = getattr(exchange, "engine", None)  # one of virtual workers has none
-    return Pipeline(threaded=engine is not None and engine.progress_thread)
 
 
 class DeviceTicket:

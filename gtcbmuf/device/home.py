@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from gtcbmuf.backends import cuda
-from gtcbmuf.device.exchange import DeviceExchange, pipeline_of
+from gtcbmuf.device.exchange import DeviceExchange
 from gtcbmuf.device.lanes import DeviceLane, HostedLane
+from gtcbmuf.device.pipeline import Pipeline
 from gtcbmuf.errors import DeviceError, GtcbmufError
 from gtcbmuf.policy import Worker
 from gtcbmuf.policy.gradients import Lane
@@ -49,6 +50,7 @@ class Home:
     def __init__(self, device: int, stream: Callable[[], int]):
         self._stream = stream
         self.codec = cuda.CudaCodec(device, stream())
+        self.pipeline = Pipeline()  # of all lanes
         self._exchange: DeviceExchange | None = None  # of the lanes on the device
         self._groups = None  # the worker's exchanges
 
@@ -56,7 +58,6 @@ class Home:
         """To be called when the worker has just been made: its own arrays go. What it is given to post, and what
         it gives as a gradient, are arrays on the device from then on; a dense bucket's gradient is one on the host."""
         self._last, self._groups = len(worker.layout.buckets) - 1, worker.groups
-        self.pipeline = pipeline_of(self._groups.world)  # of all lanes
         worker.share(self._lane)
 
     def _lane(self, lane: Lane) -> Lane:
@@ -69,10 +70,7 @@ class Home:
     def follow(self) -> None:
         """What comes next runs on the framework's stream of now."""
         with self.ending_all():
-            stream = self._stream()
-            if stream != self.codec.stream:
-                with self.pipeline.lock:
-                    self.codec.follow(stream)
+            self.codec.follow(self._stream())
 
     def confirm(self) -> None:
         """When all of a step was collected: raises what is wrong with it, which the device has found in the meantime. Waits."""

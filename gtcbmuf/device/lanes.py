@@ -114,7 +114,7 @@ class HostedLane:
         """See GTCLane.post. The exchange may read the copies until the step is finished, and so long they stay."""
         self._home.follow()
         self._home.pipeline.advance()
-        with self._home.pipeline.lock, self._home.ending_all():
+        with self._home.ending_all():
             copies = self._home.copies_on_host(self._own.bucket.index, segments)
         ticket = LateTicket(self._home, copies, lambda: self._own.post(copies.segments, whole))
         self._home.pipeline.add(ticket)

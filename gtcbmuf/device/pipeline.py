@@ -1,14 +1,9 @@
-"""What is on its way between a device and other ranks, and who moves it."""
+"""What is on its way between a device and other ranks."""
 
 from __future__ import annotations
 
-import threading
-import time
-import weakref
 from collections import deque
 from typing import Protocol
-
-PAUSE = 5e-5  # seconds between two looks at what is under way
 
 
 class Transfer(Protocol):
@@ -20,85 +15,44 @@ class Transfer(Protocol):
 
 
 class Pipeline:
-    """Transfers set out in the order in which they were added, which is the same on all ranks, each as soon as it is ready.
+    """Transfers set out in the order in which they were added, which is the same on all ranks. Nobody waits for the device before
+    `flush`; a thread beside the program's, which would send each the moment it is ready, takes more from the program than it gives."""
 
-    threaded: a thread of its own sees to that while the program computes, where posts may come from any thread; else what can be
-    done is done in `advance` and `flush`. Whoever changes what transfers use holds the lock.
-    """
-
-    def __init__(self, threaded: bool):
-        self._road, self._threaded = _Road(), threaded
-        self.lock = self._road.lock
+    def __init__(self):
+        self._waiting: deque[Transfer] = deque()
+        self._travelling: list[Transfer] = []
 
     @property
     def waiting(self) -> int:
         """How many have not set out."""
-        return len(self._road.waiting)
+        return len(self._waiting)
 
     def add(self, transfer: Transfer) -> None:
-        with self.lock:
-            self._road.waiting.append(transfer)
-            if self._threaded:
-                threading.Thread(target=self._road.watch, name="gtcbmuf device", daemon=True).start()
-                weakref.finalize(self, self._road.close)
-                self._threaded = False  # it has been started
-            self.lock.notify_all()
+        self._waiting.append(transfer)
 
     def advance(self) -> None:
-        """Does what can be done without waiting."""
-        while self._road.advance():
-            pass
+        """Sends those that are ready, up to the first that is not."""
+        while self._waiting and self._waiting[0].ready():
+            self._send()
 
     def flush(self) -> None:
-        """Until all have set out."""
-        while self.waiting:
-            if not self._road.advance():
-                time.sleep(PAUSE)
+        """Sends all. While the next one is not ready, takes in what has come."""
+        while self._waiting:
+            if self._waiting[0].ready() or not self._take_in():
+                self._send()
 
     def withdraw(self, transfer: Transfer) -> None:
         """Its owner takes in himself what has not been taken in."""
-        with self.lock:
-            if transfer in self._road.travelling:
-                self._road.travelling.remove(transfer)
+        if transfer in self._travelling:
+            self._travelling.remove(transfer)
 
+    def _send(self) -> None:
+        self._waiting[0].send()
+        self._travelling.append(self._waiting.popleft())  # not where it could not set out: who waits for it hears the same again
 
-class _Road:
-    """Apart from the Pipeline, so that the thread does not keep that one alive."""
-
-    def __init__(self):
-        self.waiting: deque[Transfer] = deque()
-        self.travelling: list[Transfer] = []
-        self.lock = threading.Condition(threading.RLock())
-        self._closed = self._failed = False
-
-    def advance(self) -> bool:
-        """One step of one transfer; False: there is nothing to be done now."""
-        with self.lock:
-            if self.waiting and self.waiting[0].ready():
-                self.waiting[0].send()
-                self.travelling.append(self.waiting.popleft())  # not where it could not set out: who waits for it hears the same again
+    def _take_in(self) -> bool:
+        for transfer in self._travelling:
+            if transfer.take_in():
+                self._travelling.remove(transfer)
                 return True
-            for transfer in self.travelling:
-                if transfer.take_in():
-                    self.travelling.remove(transfer)
-                    return True
-            return False
-
-    def watch(self) -> None:
-        """The thread. What fails here fails again, and is raised, where the program posts or waits."""
-        while not self._closed:
-            try:
-                moved = self.advance()
-            except Exception:  # noqa: BLE001
-                moved, self._failed = False, True
-            with self.lock:
-                while not self._closed and (self._failed or not (self.waiting or self.travelling)):
-                    self.lock.wait()
-                    self._failed = False
-            if not moved:
-                time.sleep(PAUSE)
-
-    def close(self) -> None:
-        with self.lock:
-            self._closed = True
-            self.lock.notify_all()
+        return False

@@ -1,8 +1,6 @@
 """Gradients on a device under MPI, over the emulated kernels of tests/cuda: the bits of the host, and faults that end all ranks
 the same way."""
 
-import gc
-import threading
 import time
 
 import numpy as np
@@ -339,36 +337,3 @@ def test_runs_that_differ_in_where_they_threshold_are_told(cupy, comm, monkeypat
     with pytest.raises(MismatchError, match="where gradients are thresholded.*on the GPU"):
         opt.synchronize()
     opt.remove_hooks()
-
-
-def test_messages_travel_while_the_program_computes(threaded, cupy, comm):
-    """Nobody posts, flushes or waits: the thread sends what is encoded, and brings what came to the device."""
-    from gtcbmuf.device import DeviceExchange, DeviceVector
-
-    exchange = DeviceExchange(threaded, cuda.CudaCodec(0))
-    residual, rest, sums = (DeviceVector(exchange.codec, 64) for _ in range(3))
-    ticket = exchange.post_encode(0, [cupy.up(np.full(64, comm.rank + 1, np.float32))], residual, rest, 0.5)
-    deadline = time.monotonic() + 20
-    moved = lambda: ticket._ticket is not None and ticket._ticket.done() and (threaded.direct or ticket._received is not None)
-    while not moved() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert moved()
-    ticket.wait()
-    ticket.decode_mean([sums], 1)
-    assert np.array_equal(sums.read(), np.full(64, 0.5 * comm.size, np.float32))
-    comm.Barrier()
-
-
-def test_the_thread_ends_with_its_exchange(threaded, cupy, comm):
-    from gtcbmuf.device import DeviceExchange, DeviceVector
-
-    before = set(threading.enumerate())
-    exchange = DeviceExchange(threaded, cuda.CudaCodec(0))
-    residual, rest = (DeviceVector(exchange.codec, 64) for _ in range(2))
-    exchange.post_encode(0, [cupy.up(np.ones(64, np.float32))], residual, rest, 0.5).wait()
-    (thread,) = set(threading.enumerate()) - before
-    del exchange, residual, rest
-    gc.collect()
-    thread.join(20)
-    assert not thread.is_alive()
-    comm.Barrier()

@@ -93,6 +93,26 @@ def test_who_posts_does_not_wait_for_the_device(exchanges, monkeypatch):
     assert [tickets[0].headers[1].sequence for tickets in values] == [0, 1, 2]
 
 
+def test_who_waits_for_the_device_takes_in_what_has_come(exchanges, monkeypatch):
+    encoded = set()
+    monkeypatch.setattr(Place, "is_encoded", lambda place: place._bucket in encoded)
+    encoded.add(0)
+    values = [[post(x, bucket, gradient(x.rank, bucket))[1] for x in exchanges] for bucket in range(2)]
+    first = [tickets[0] for tickets in values]
+    assert [ticket._ticket is not None for ticket in first] == [True, False] and first[0]._received is None
+    exchanges[1].flush()
+    exchanges[0].flush()  # its bucket 1 is not encoded yet; bucket 0 has come from all
+    assert first[0]._received is not None and first[1]._received is None
+    exchanges[2].flush()
+    for ticket in (ticket for tickets in values for ticket in tickets):
+        ticket.wait()
+    dense = device.DeviceVector(exchanges[0].codec, SIZES[0])
+    first[0].decode_mean([dense], 1)
+    zeros = np.zeros(SIZES[0], np.float32)
+    expected = sum(np.where(abs(g) >= 1, np.sign(g), zeros) for g in (gradient(rank, 0) for rank in range(3)))
+    assert np.array_equal(dense.read(), expected)
+
+
 def test_a_longer_message_is_copied_at_once_in_the_next_step(exchanges, monkeypatch):
     """What is copied after its length is known comes behind all that was enqueued since."""
     monkeypatch.setattr("gtcbmuf.device.places.FIRST_BYTES", 100)
