@@ -16,7 +16,7 @@ class Transfer(Protocol):
 
 class Pipeline:
     """Transfers set out in the order in which they were added, which is the same on all ranks. Nobody waits for the device before
-    `flush`; a thread beside the program's, which would send each the moment it is ready, takes more from the program than it gives."""
+    `flush`."""
 
     def __init__(self):
         self._waiting: deque[Transfer] = deque()
