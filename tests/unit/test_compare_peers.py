@@ -164,9 +164,10 @@ def test_gradients_become_ready_from_the_last_layer_on(small, monkeypatch):
     assert clock == [9.0]
 
 
-def test_the_page_shows_the_results():
+@pytest.mark.parametrize("name", ["peers.json", "peers-gpu.json"])
+def test_the_page_shows_the_results(name):
     page = [line.rstrip() for line in (ROOT / "docs" / "performance-exchange.md").read_text().splitlines()]
-    lines = results.table(results.load(ROOT / "docs" / "results" / "peers.json")).splitlines()
+    lines = results.table(results.load(ROOT / "docs" / "results" / name)).splitlines()
     rows = lines[lines.index("") + 1 :]
     assert any(page[at : at + len(rows)] == rows for at in range(len(page)))
     assert all(fact in page for fact in lines[: lines.index("")])

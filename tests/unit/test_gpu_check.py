@@ -56,12 +56,13 @@ def test_what_torch_takes(monkeypatch):
         def elapsed_time(self, other):
             return 2.5
 
+    monkeypatch.setattr(peers, "_cupy", lambda *_: [])  # whatever this machine has
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
     busy = []
     gradient = peers.np.array([0.5, -3, 2, -1, 0.25], peers.np.float32)
-    rows = [r for r in peers.rows(gradient, [2.0, 1.0], [0.4, 0.6], lambda: busy.append(1)) if r["name"].startswith("torch")]
+    rows = peers.rows(gradient, [2.0, 1.0], [0.4, 0.6], lambda: busy.append(1))
     assert [(r["name"], r["density"], r["ms"]) for r in rows] == [
         (name, density, 2.5) for density in (0.4, 0.6) for name in ("torch: threshold and nonzero", "torch.topk")
     ]
