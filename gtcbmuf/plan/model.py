@@ -186,10 +186,11 @@ def hybrid(job: Job, network: Network, group: int, period: int) -> Prediction:
     if job.workers == 1:
         return _alone("hybrid", job, group, period)
     gradients, every_step = _encoded(job, network, Team.of(group, job.per_host))
-    block, mean = _block(job, network, group)
+    block, mean, share = _block(job, network, group)
     total = job.elements / job.shards(group) / network.rates.reduce
-    steps = period * (job.step_seconds + gradients)
-    seconds = block.seconds + total - _hidden(job, mean.seconds + total, steps)
+    step, before_last = job.step_seconds + gradients, max(1, period - 1)  # behind the last step of several the mean is shared
+    hidden = _hidden(job, mean.seconds + total, before_last * step) + _hidden(job, share.seconds, step if period > 1 else 0.0)
+    seconds = block.seconds + total - hidden
     return Prediction("hybrid", job.workers, job.step_seconds, gradients,
                       seconds / period, every_step.sent + block.sent / period,
                       every_step.host + block.host / period, group, period)  # fmt: skip
@@ -231,8 +232,8 @@ def _encoded(job: Job, network: Network, team: Team) -> tuple[float, Cost]:
     return _exposed(job, job.elements / network.rates.encode + decode, cost), cost
 
 
-def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost]:
-    """The exchanges at the end of a hybrid's block, and of these the mean between leaders."""
+def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost, Cost]:
+    """The exchanges at the end of a hybrid's block, and of these the mean between leaders, and its way to their groups."""
     team = Team.of(group, job.per_host)
     leaders = Team.of(job.workers // group, max(1, job.per_host // group))
     shards = job.shards(group)
@@ -242,7 +243,7 @@ def _block(job: Job, network: Network, group: int) -> tuple[Cost, Cost]:
     spread = broadcast(network, team, job.delta_bytes)
     if shards > 1:
         spread = allgather(network, team, job.delta_bytes / shards)
-    return _meet(job, network) + mean + allgather(network, team, 0) + spread, mean
+    return _meet(job, network) + mean + allgather(network, team, 0) + spread, mean, spread
 
 
 def _meet(job: Job, network: Network) -> Cost:
@@ -251,9 +252,9 @@ def _meet(job: Job, network: Network) -> Cost:
     return cost + allgather(network, job.world, FINITE_BYTES) if job.sync_overlap else cost
 
 
-def _hidden(job: Job, mean_seconds: float, block_seconds: float) -> float:
-    """Seconds of a block's mean behind the next block, if nothing else wants links and CPU then."""
-    return min(mean_seconds, block_seconds) if job.sync_overlap else 0.0
+def _hidden(job: Job, seconds: float, behind: float) -> float:
+    """Of what overlap lets travel behind so many seconds of the next block, if nothing else wants links and CPU then."""
+    return min(seconds, behind) if job.sync_overlap else 0.0
 
 
 def _exposed(job: Job, work: float, cost: Cost) -> float:

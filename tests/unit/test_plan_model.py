@@ -205,6 +205,19 @@ def test_a_mean_hides_behind_the_next_block_as_far_as_that_is_long():
     close(1000 * bmuf(late, NETWORK, 1000).blocks, meet[0].seconds + meet[1].seconds, 1e-6)
 
 
+@pytest.mark.parametrize("representatives", ["leader", "sharded"])
+def test_a_mean_goes_on_to_the_group_behind_the_last_step(representatives):
+    """Of a block of one step it does so at the end. What no step hides: that all meet, and that the group has heard how the mean fared."""
+    late = Job(2_000_000, 0.05, 16, 8, overlap=0.0, representatives=representatives, sync_overlap=True)
+    team, world = Team.of(8, 8), late.world
+    seen = sum(exchanges.allgather(NETWORK, who, body).seconds for who, body in ((world, 24), (world, 8), (team, 0)))
+    close(1000 * hybrid(late, NETWORK, 8, 1000).blocks, seen, 1e-6)
+    slow = replace(late, step_seconds=100.0)  # for any of it to hide behind one step
+    share = exchanges.broadcast(NETWORK, team, 8_000_000) if representatives == "leader" else exchanges.allgather(NETWORK, team, 1_000_000)
+    close(2 * hybrid(slow, NETWORK, 8, 2).blocks, seen, 1e-6)
+    close(hybrid(slow, NETWORK, 8, 1).blocks, seen + share.seconds, 1e-6)
+
+
 @pytest.mark.parametrize("workers, per_host", [(2, 1), (8, 1), (8, 8), (16, 8)])
 def test_a_ring_for_comparison(workers, per_host):
     machines = cluster(workers, per_host)
