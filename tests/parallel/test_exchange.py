@@ -226,6 +226,23 @@ def test_allgather_of_different_lengths(exchange, dtype):
 # -- many at once --------------------------------------------------------------------------------------
 
 
+def test_done_says_whether_a_wait_would_wait(comm, either):
+    late = comm.size - 1
+    if comm.rank == late:
+        comm.Barrier()
+    ticket = either.post_allgather(np.full(3, comm.rank, np.float32))
+    if comm.rank != late:
+        assert not ticket.done()
+        comm.Barrier()
+    deadline = time.monotonic() + 30
+    while not ticket.done() and time.monotonic() < deadline:
+        time.sleep(1e-4)
+    assert ticket.done()
+    ticket.wait()
+    assert [array.tolist() for array in ticket.arrays()] == [[rank] * 3 for rank in range(comm.size)]
+    assert ticket.done()
+
+
 def test_many_operations_under_way(exchange):
     size, tickets = exchange.size, []
     sums = [gradient(exchange.rank, 50 + i) for i in range(300)]
