@@ -89,6 +89,13 @@ def rounded(mean, dtype):
     return torch.from_numpy(mean).bfloat16().view(torch.int16).numpy().tobytes() if dtype == "bfloat16" else mean.tobytes()
 
 
+def ordered_sum(arrays, weights, mean):
+    acc = np.zeros(len(arrays[0]))
+    for array, weight in zip(arrays, weights):
+        acc += np.float64(weight) * array.astype(np.float64)
+    return (acc / np.float64(sum(weights)) if mean else acc).astype(arrays[0].dtype)
+
+
 def check_encode(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sent=None, step=0, in_place=False):
     """in_place: the mean is to come to where the gradient was. It is in bfloat16 where the gradient is."""
     cut = n // 3

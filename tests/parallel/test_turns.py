@@ -4,8 +4,7 @@ import time
 
 import numpy as np
 import pytest
-from exchanges import MODES, gradient, opened
-from test_exchange import ordered_sum
+from exchanges import MODES, gradient, opened, ordered_sum
 from test_owners import SECOND, expected, one, owned
 
 LARGE = 100_003  # elements: with 4 ranks a shard is above the 64 KiB from which transfers take turns
