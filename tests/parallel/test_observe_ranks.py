@@ -73,5 +73,5 @@ def test_the_timeline_of_all_ranks(comm, shared_tmp_path):
             exchanged.setdefault((e["args"]["exchange"], e["args"]["sequence"]), []).append(e)
     shared = [found for found in exchanged.values() if len(found) == comm.size]
     assert len(shared) > STEPS
-    for found in shared:  # nowhere done before it has begun everywhere
-        assert min(e["ts"] + e["dur"] for e in found) >= max(e["ts"] for e in found) - 1e-2
+    for found in shared:  # nowhere done before it has begun everywhere; clocks of processes are compared to about a microsecond
+        assert min(e["ts"] + e["dur"] for e in found) >= max(e["ts"] for e in found) - 2

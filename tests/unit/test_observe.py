@@ -10,7 +10,7 @@ from virtual_team import Team, noise, sgd
 
 from gtcbmuf import cli
 from gtcbmuf.errors import FileError
-from gtcbmuf.observe import Metrics, Observer, Timeline, merge, observer
+from gtcbmuf.observe import Metrics, Observer, Timeline, merge, observer, timeline
 from gtcbmuf.observe.metrics import COUNTED
 from gtcbmuf.policy import BMUF, GTC, Dense, Hybrid
 
@@ -243,3 +243,12 @@ def test_nvtx_itself_takes_these_ranges(monkeypatch):
     observed = Observer(SimpleNamespace(world=Counting(), intra=None, inter=None, peers=None), None, None)
     with observed.span("update"):
         pass
+
+
+def test_clocks_are_compared_where_nothing_came_between(monkeypatch):
+    """The wall clock is 1000 ns ahead; in all looks but one the process loses its core before it, or after it."""
+    looks = [(0, 6005, 5010), (6000, 7005, 13_000), (20_000, 21_005, 20_010), *[(30_000, 40_000, 39_010)] * timeline.LOOKS]
+    monotonic = iter([time for before, _, after in looks for time in (before, after)])
+    wall = iter([time for _, time, _ in looks])
+    monkeypatch.setattr(timeline, "time", SimpleNamespace(monotonic_ns=lambda: next(monotonic), time_ns=lambda: next(wall)))
+    assert timeline.wall_ahead() == 1000
