@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+
+
+ALIGNMENT = 16  # of what lies in one copy
+
+
+def lay_out(sizes: Iterable[int]) -> tuple[list[int], int]:
+    """Where parts of so many bytes begin, one behind the other and each aligned, and where the last one ends."""
+    places, end = [], 0
+    for size in sizes:
+        places.append(end)
+        end += (size + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
+    return places, end
 
 
 class Staging:

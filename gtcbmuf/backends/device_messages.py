@@ -10,13 +10,13 @@ import numpy as np
 
 from gtcbmuf.backends import arguments
 from gtcbmuf.backends.device_arrays import DeviceArray
+from gtcbmuf.backends.device_buffers import ALIGNMENT, lay_out
 from gtcbmuf.backends.layout import HEADER_BYTES, RAW, Header
 from gtcbmuf.errors import MessageError
 
 if TYPE_CHECKING:
     from gtcbmuf.backends.cuda import CudaCodec
 
-ALIGNMENT = 16  # of bodies on the device
 VERDICT_BYTES = 4
 
 
@@ -114,7 +114,7 @@ class DeviceMessages:
     def _place(self) -> list[tuple[bytes, int]]:
         """(header, device address of the body) of each; those on the host are copied there, in one copy."""
         lengths = [0 if isinstance(part, OnDevice) else h.body_bytes for part, h in zip(self._parts, self._headers)]
-        *places, end = np.cumsum([0] + [(length + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for length in lengths]).tolist()
+        places, end = lay_out(lengths)
         memory, staging = self._room("bodies", max(end, ALIGNMENT)), self._codec.buffers.staging(f"bodies {self._slot}")
         if end:
             pinned = staging.array(end)

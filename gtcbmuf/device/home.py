@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from gtcbmuf.backends import cuda
+from gtcbmuf.backends.device_buffers import lay_out
 from gtcbmuf.device.exchange import DeviceExchange
 from gtcbmuf.device.lanes import DeviceLane, HostedLane
 from gtcbmuf.device.pipeline import Pipeline
@@ -16,15 +17,13 @@ from gtcbmuf.policy import Worker
 from gtcbmuf.policy.gradients import Lane
 from gtcbmuf.policy.gtc import GTCLane
 
-ALIGNMENT = 16  # of arrays in a copy
-
 
 class Copies:
     """Arrays of a device on their way to pinned memory of the host; bfloat16 as its bits in uint16."""
 
     def __init__(self, codec: cuda.CudaCodec, name: str, segments: Sequence):
         found = [codec.describe(f"segments[{i}]", segment) for i, segment in enumerate(segments)]
-        *places, end = np.cumsum([0] + [(array.bytes + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT for array in found]).tolist()
+        places, end = lay_out(array.bytes for array in found)
         self._staging = codec.buffers.staging(name)
         self._staging.array(end)
         self.segments = []  # [elements] each, on the host

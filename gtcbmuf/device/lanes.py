@@ -149,6 +149,7 @@ class LateTicket:
     def wait(self, timeout: float | None = None) -> None:
         if self._ticket is None:
             self._home.pipeline.flush()
+        self._home.pipeline.withdraw(self)
         self._ticket.wait(timeout)
 
     def __getattr__(self, name: str):

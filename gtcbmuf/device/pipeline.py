@@ -42,7 +42,7 @@ class Pipeline:
                 self._send()
 
     def withdraw(self, transfer: Transfer) -> None:
-        """Its owner takes in himself what has not been taken in."""
+        """Its owner, who waits for it, takes in himself what has not been taken in."""
         if transfer in self._travelling:
             self._travelling.remove(transfer)
 

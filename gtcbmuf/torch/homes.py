@@ -79,11 +79,9 @@ class CudaHome:
 
     def confirm(self) -> None:
         """See HostHome.confirm. Gradients are copied by a kernel for many, not one by one."""
-        targets, sources = self._copies
+        (targets, sources), self._copies = self._copies, ([], [])
         if targets:
             torch._foreach_copy_(targets, sources)
-        targets.clear()
-        sources.clear()
         self._home.confirm()
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:

@@ -122,6 +122,17 @@ def test_where_the_arrays_are(device):
             assert isinstance(lane.residual, DeviceVector) and isinstance(lane.spare, DeviceVector)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_nothing_is_on_its_way_after_a_step(device, strategy):
+    """Else every step would keep its tickets, and what they hold, for good."""
+    run = Run(device, STRATEGIES[strategy])
+    for step in range(3):
+        run.step(step)
+        for opt in run.opts:
+            pipeline = opt._kind._home.pipeline
+            assert not pipeline._waiting and not pipeline._travelling
+
+
 def test_a_state_goes_back_to_the_device(device, host):
     """And a run that began on the host goes on there."""
     source = Run(host, STRATEGIES["hybrid"])
