@@ -176,8 +176,9 @@ class DeviceTicket:
                 return
             bodies = [self._ticket.following(rank) for rank in range(owner.size)]
             self._messages = [_joined(message, body) for message, body in zip(self._messages, bodies)]
-            self._received = self._receive()
-            self._received.heed()
+            received = self._receive()
+            received.heed()
+            self._received = received  # else who waits again hears it again
             self.place.want_room(len(body) for body in bodies if isinstance(body, np.ndarray))
 
     def _receive(self) -> DeviceMessages:

@@ -147,8 +147,9 @@ def test_a_body_that_is_damaged(threaded, comm):
         if not step:
             ticket.wait()
             continue
-        with pytest.raises(MessageError, match="body checksum"):
-            ticket.wait()
+        for _ in range(2):  # whoever asks again hears it again
+            with pytest.raises(MessageError, match="body checksum"):
+                ticket.wait()
     assert not sums.read().any()
 
 
