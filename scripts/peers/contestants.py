@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ class Contestant:
 
     checks: (steps, largest relative error of the sum of all steps so far or None), in turn, before anything is timed.
     period: steps after which all that happens has happened. arrive: applies what is still under way, before a check.
-    turn: puts what runs in the background to work, or to sleep.
+    turn: puts what runs in the background to work, or to sleep. together: each step begins when a clock says so, the same on all ranks.
     """
 
     model: work.Model
@@ -46,6 +46,7 @@ class Contestant:
     gtc: ours.GTC | None = None
     arrive: Callable[[], None] = lambda: None
     turn: Callable[[bool], None] = lambda begins: None
+    together: bool = False
     steps: int = 0
 
     def step(self, gradients, seconds: float) -> None:
@@ -79,6 +80,11 @@ def _model(job: dict) -> tuple[work.Model, torch.optim.Optimizer]:
 def alone(job: dict) -> Contestant:
     model, optimizer = _model(job)
     return Contestant(model, model, optimizer, checks=())
+
+
+def together(job: dict) -> Contestant:
+    """Nothing is exchanged, but steps begin at the same time on all ranks, as where something is: on shared cores that costs by itself."""
+    return replace(alone(job), together=True)
 
 
 # -- this library -----------------------------------------------------------------------------------
@@ -212,7 +218,7 @@ def horovod_fp16(job: dict) -> Contestant:
 
 
 MAKE = {
-    "none": alone, "GTC": gtc, "BMUF": bmuf, "hybrid": hybrid,
+    "none": alone, "none, together": together, "GTC": gtc, "BMUF": bmuf, "hybrid": hybrid,
     "hybrid, bf16": hybrid_bf16, "hybrid, bf16, overlapped": hybrid_overlapped,
     "DDP": ddp, "DDP, bf16": ddp_bf16, "PowerSGD, rank 2": power_sgd, "PostLocalSGD": post_local_sgd,
     "Horovod": horovod, "Horovod, fp16": horovod_fp16,

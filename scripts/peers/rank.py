@@ -23,6 +23,7 @@ from peers.contestants import MAKE, Contestant, LeftOut
 import gtcbmuf.torch
 from gtcbmuf.device import local_device
 
+APART = 1.5  # of a step's computation, from one step to the next where a clock begins them
 TURN_SECONDS = 3.0  # of a contestant that exchanges in every step; the others take a whole block
 
 
@@ -85,10 +86,16 @@ def turn(comm, contestant: Contestant, gradients: work.Gradients, steps: int, jo
     """Seconds of a step on the slowest rank, and bytes of a step through the busiest card."""
     card = Path(f"/sys/class/net/{job['card']}/statistics/tx_bytes")
     comm.Barrier()
-    before, begin = int(card.read_text()), time.perf_counter()
+    before, seconds = int(card.read_text()), 0.0
+    begin = together = comm.bcast(time.perf_counter())  # all hosts are one machine, whose clock they share
     for _ in range(steps):
+        if contestant.together:
+            together += APART * job["step_seconds"]
+            time.sleep(max(0.0, together - time.perf_counter()))
+            begin = time.perf_counter()
         contestant.step(gradients, job["step_seconds"])
-    seconds = time.perf_counter() - begin
+        end = time.perf_counter()
+        seconds, begin = seconds + end - begin, end
     comm.Barrier()
     sent = int(card.read_text()) - before
     seconds, sent = np.max(comm.allgather((seconds, sent)), axis=0)

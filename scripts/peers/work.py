@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ ROTATION = 3  # gradients that take turns
 STRIDE = 101  # of the sample of elements whose values are checked
 SETTLE = 4 * ROTATION  # steps in which residuals come to what they are in a long run
 FORWARD = 1 / 3  # of a step's computation; the rest is backward
+AFTER = 1 / 10  # of it, nothing is done: other ranks may still be at the end of the step before
 
 
 def linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
@@ -56,7 +58,7 @@ class Model(nn.Module):
         self.layers = [[getattr(self, name) for name in layer] for layer in MODELS[model]]
 
     def forward(self, work: Work) -> torch.Tensor:
-        work.wait(FORWARD)
+        work.prepare()
         chain = torch.zeros((), device=self.device)
         for number, parameters in enumerate(self.layers):
             chain = _Layer.apply(chain, number, work, *parameters)
@@ -85,14 +87,16 @@ class _Layer(torch.autograd.Function):
 
 @dataclass
 class Work:
-    """One step. gradients: by layer, from input to output; seconds: of computation, from now on.
+    """One step. gradients: by layer, from input to output, there after `fill`; seconds: of computation, from `begin` on.
 
     The time at which a layer's gradients are ready does not depend on what the processor does: it is as if a GPU computed
-    them. Backward takes a layer the longer, the more elements it has.
+    them. Backward takes a layer the longer, the more elements it has. `ready` gives them away: they become .grad as they are,
+    and the exchange may write to them.
     """
 
     gradients: list[list[torch.Tensor]]
     seconds: float
+    fill: Callable[[], object] = lambda: None
     begin: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self):
@@ -102,9 +106,15 @@ class Work:
     def wait(self, share: float) -> None:
         time.sleep(max(0.0, self.begin + share * self.seconds - time.perf_counter()))
 
+    def prepare(self) -> None:
+        """Forward, in whose time the gradients are laid ready for backward to find: when no rank is at its last step any more."""
+        self.wait(AFTER)
+        self.fill()
+        self.wait(FORWARD)
+
     def ready(self, layer: int) -> list[torch.Tensor]:
         self.wait(self.done[layer])
-        return self.gradients[layer]
+        return [g.detach() for g in self.gradients[layer]]  # held by nobody else, so that backward keeps it and copies nothing
 
 
 class Gradients:
@@ -121,11 +131,13 @@ class Gradients:
         for number, row in enumerate(self.flat):
             np.random.default_rng([1, rank, number]).standard_normal(out=row, dtype=np.float32)
             row *= scale
-        self.layers = [by_layer(torch.from_numpy(row).to(device), MODELS[model]) for row in self.flat]
+        self.rows = torch.from_numpy(self.flat).to(device)
+        self.given = torch.empty_like(self.rows[0])
+        self.layers = by_layer(self.given, MODELS[model])
         self.sample = self.flat[:, ::STRIDE].copy()
 
     def work(self, step: int, seconds: float) -> Work:
-        return Work(self.layers[step % ROTATION], seconds)
+        return Work(self.layers, seconds, lambda: self.given.copy_(self.rows[step % ROTATION]))
 
 
 def by_layer(flat: torch.Tensor, layers) -> list[list[torch.Tensor]]:

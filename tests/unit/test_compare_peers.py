@@ -107,6 +107,7 @@ def test_what_cannot_be_run_is_refused(words, match, capsys):
 
 def test_the_step_without_an_exchange_is_always_measured():
     assert compare_peers.parse(["--methods", "DDP, bf16;GTC"]).methods == ["none", "DDP, bf16", "GTC"]
+    assert compare_peers.parse(["--methods", "none, together"]).methods == ["none", "none, together"]
 
 
 def test_the_models():
@@ -144,8 +145,29 @@ def test_backward_gives_the_ready_gradients(small):
         model(gradients.work(step, 0.0)).backward()
         found = torch.cat([p.grad.flatten() for p in model.parameters()]).numpy()
         assert np.array_equal(found, gradients.flat[step])
+        for p in model.parameters():
+            p.grad.fill_(7)  # as an exchange may
     assert not np.array_equal(gradients.flat[0], gradients.flat[1])
     assert not np.array_equal(gradients.flat, work.Gradients("small", rank=0).flat)
+
+
+def test_backward_keeps_the_gradients_and_copies_none(small):
+    """A copy would be work of the processor's that a GPU's step does not have."""
+    gradients = work.Gradients("small", rank=0)
+    model = work.Model("small")
+    for step in range(2):
+        model.zero_grad()
+        model(gradients.work(step, 0.0)).backward()
+        given = [g.data_ptr() for layer in gradients.layers for g in layer]
+        assert [p.grad.data_ptr() for p in model.parameters()] == given
+
+
+def test_gradients_are_laid_ready_in_forward_and_not_at_its_beginning(small, monkeypatch):
+    clock, filled = [5.0], []
+    monkeypatch.setattr(work.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(work.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
+    work.Model("small")(work.Work(work.Gradients("small", 0).layers, 0.3, lambda: filled.append(clock[0]), begin=5.0))
+    assert filled == [pytest.approx(5.03)] and clock == [pytest.approx(5.1)]
 
 
 def test_gradients_become_ready_from_the_last_layer_on(small, monkeypatch):
@@ -153,10 +175,11 @@ def test_gradients_become_ready_from_the_last_layer_on(small, monkeypatch):
     clock = [5.0]
     monkeypatch.setattr(work.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(work.time, "sleep", lambda seconds: clock.append(clock.pop() + seconds))
-    todo = work.Work(work.Gradients("small", 0).layers[0], 0.3, begin=5.0)
+    todo = work.Work(work.Gradients("small", 0).layers, 0.3, begin=5.0)
     at = []
     for layer in 1, 0:
-        assert todo.ready(layer) is todo.gradients[layer]
+        found = todo.ready(layer)
+        assert [g.data_ptr() for g in found] == [g.data_ptr() for g in todo.gradients[layer]]
         at.append(clock[0] - 5.0)
     assert at == pytest.approx([0.1 + 0.2 * 330 / 3340, 0.3])
     clock[0] = 9.0
