@@ -155,7 +155,8 @@ def test_a_body_that_is_damaged(threaded, comm):
 
 def test_damage_that_one_rank_sees_ends_all(comm, core, monkeypatch):
     """Others may have gone on by then; they hear of it in their next step."""
-    from test_device_ranks import Training, groups_over, kind_of
+    from array_kinds import kind_of
+    from device_training import Training, groups_over
 
     from gtcbmuf.policy import GTC
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 from array_kinds import kind_of
+from device_training import GTC_, Training, groups_over, virtual_bits
 from exchanges import THREADED, opened, same_everywhere
-from test_device_ranks import GTC_, Training, groups_over, virtual_bits
 
 from gtcbmuf import _core
 from gtcbmuf.backends import cuda
