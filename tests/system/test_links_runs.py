@@ -1,4 +1,4 @@
-"""The ways to see the exchange on a network: shaped links (root), beside peers too, and SimGrid; minutes, so marked slow."""
+"""The ways to see the exchange on a network: shaped links (root), beside peers too, which take minutes and are marked slow; and SimGrid."""
 
 import json
 import os
@@ -75,7 +75,6 @@ def test_ends_of_blocks(tmp_path):
         assert expected < first["card_bytes"] < 1.2 * expected + 20_000, form
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("smpirun") is None, reason="needs SimGrid's smpirun")
 def test_measured_runs_simulated(tmp_path):
     """Of a file of scripts/compare_links; what was not simulated stays as it is."""
@@ -98,11 +97,11 @@ def test_measured_runs_simulated(tmp_path):
     assert content["runs"][-1] == {**run_, "method": "MPI_Allreduce"}
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("smpirun") is None, reason="needs SimGrid's smpirun")
-def test_a_simulated_cluster(tmp_path):
+@pytest.mark.parametrize("workers, per_host, elements", [(8, 2, 3e5), (16, 8, 5e5)])
+def test_a_simulated_cluster(tmp_path, workers, per_host, elements):
     file = tmp_path / "cluster.json"
-    run(SCRIPTS / "simulate_cluster.py", "--workers", 8, "--per-host", 2, "--link-gbit", 1, "--elements", "3e5",
+    run(SCRIPTS / "simulate_cluster.py", "--workers", workers, "--per-host", per_host, "--link-gbit", 1, "--elements", elements,
         "--step-ms", 20, "--period", 2, "--save", file)  # fmt: skip
     for record in json.loads(file.read_text())["runs"]:
         assert record["worker_bytes"] == pytest.approx(record["predicted_bytes"], rel=0.001)
