@@ -27,7 +27,7 @@ from gtcbmuf.plan.network import Link, Network
 
 FORMAT, VERSION = "gtcbmuf simulated cluster", 2
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("scripts/cluster/steps.c", "csrc/codec/*.c", "csrc/transport/*.c", "csrc/exchange/*.c")
+SOURCES = ("scripts/cluster/*.c", "csrc/codec/*.c", "csrc/transport/*.c", "csrc/exchange/*.c")
 # Ladkat et al., Interspeech 2019: speed-ups.
 PUBLISHED = {("GTC", 32): 26, ("GTC", 64): 17, ("GTC", 128): 11, ("BMUF", 32): 36.6, ("BMUF", 64): 57, ("BMUF", 128): 80,
              ("hybrid", 32): 31, ("hybrid", 64): 42, ("hybrid", 128): 97}  # fmt: skip
