@@ -23,7 +23,7 @@ except ImportError as error:
 from gtcbmuf import whereabouts
 from gtcbmuf.backends import arguments
 from gtcbmuf.errors import LauncherError
-from gtcbmuf.tickets import Ticket, bits, closed, closed_or_broken, rank_failed
+from gtcbmuf.tickets import Ticket, closed, closed_or_broken, rank_failed
 
 MAX_BUCKET = 1 << 24
 DIRECT_BYTES = 8192  # up to this length, sums and broadcasts take one round and no shards
@@ -172,10 +172,9 @@ class MpiExchange:
         max_sent=None, dtype=None, mean_into=None, divisor=1,
     ) -> Ticket:  # fmt: skip
         """Make the message of a bucket and send it to all; see docs/layers.md."""
-        segments, dtype = _segments(segments, dtype)
         return self._post(
-            "post_encode", _bucket(bucket), segments, dtype, residual_in, residual_out,
-            arguments.tau(threshold), arguments.cap(max_sent), _targets(mean_into), divisor,
+            "post_encode", _bucket(bucket), segments, dtype or _dtype(segments), residual_in, residual_out,
+            arguments.tau(threshold), arguments.cap(max_sent), mean_into, divisor,
         )  # fmt: skip
 
     def post_owners(
@@ -183,11 +182,10 @@ class MpiExchange:
         second_out, second_threshold, *, max_sent=None, dtype=None, mean_into=None, divisor=1,
     ) -> Ticket:  # fmt: skip
         """As post_encode, by way of the owners of shards; see docs/layers.md."""
-        segments, dtype = _segments(segments, dtype)
         return self._post(
-            "post_owners", _bucket(bucket), segments, dtype, residual_in, residual_out,
+            "post_owners", _bucket(bucket), segments, dtype or _dtype(segments), residual_in, residual_out,
             arguments.tau(threshold), second_in, second_out, arguments.tau(second_threshold),
-            arguments.cap(max_sent), _targets(mean_into), divisor,
+            arguments.cap(max_sent), mean_into, divisor,
         )  # fmt: skip
 
     def post_allreduce(self, array, *, weight=1, mean=True, bucket=0) -> Ticket:
@@ -278,15 +276,8 @@ def _name(dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _segments(segments, dtype):
-    segments = list(segments)
-    if dtype is None:
-        dtype = _name(segments[0].dtype) if segments else "float32"
-    return bits(segments), dtype
-
-
-def _targets(mean_into):
-    return None if mean_into is None else bits(mean_into)
+def _dtype(segments: Sequence) -> str:
+    return _name(segments[0].dtype) if segments else "float32"
 
 
 def _bucket(bucket) -> int:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 
 from gtcbmuf import _core, whereabouts
-from gtcbmuf.backends.layout import Header, parse_header
+from gtcbmuf.backends.layout import Header
 from gtcbmuf.errors import (
     DeadlineError,
     ExchangeClosedError,
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 A_LOOK = 1e-9  # seconds of a wait that looks at MPI once
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _STATUS = {code: name for name, code in _core.STATUS.items()}
 
 
@@ -80,7 +78,7 @@ class Ticket:
     def headers(self) -> list[Header]:
         """Of all ranks, in rank order."""
         if self._headers is None:
-            self._headers = [parse_header(self._core.header(r)) for r in range(self._exchange.size)]
+            self._headers = [Header(**self._core.header(r)) for r in range(self._exchange.size)]
         return self._headers
 
     @property
@@ -103,7 +101,7 @@ class Ticket:
         """post_encode: every rank's quanta added up in rank order, by the divisor, in float32; post_owners: every shard's
         result by it. targets: arrays of float32, or of bfloat16 (then rounded, to nearest, ties to even), that have the bucket's
         elements between them; they are written once."""
-        self._core.decode_mean(bits(targets), divisor)
+        self._core.decode_mean(targets, divisor)
 
     def following(self, rank: int) -> int | np.ndarray | None:
         """post_direct: what followed a rank's header. Its address if it lies on the device, a view if it came to the host; None:
@@ -148,11 +146,6 @@ def _error(failure: dict, late: list[int]) -> GtcbmufError:
     if status in ("NO_MEMORY", "MPI_ERROR", "BAD_ARGUMENT", "TOO_SMALL"):
         return ExchangeError(text)
     return MessageError(text)
-
-
-def bits(arrays) -> list:
-    """Arrays as _core takes them: NumPy has no bfloat16, so those of ml_dtypes as uint16, with its bits."""
-    return [array.view(np.uint16) if array.dtype == _BFLOAT16 else array for array in arrays]
 
 
 def rank_failed(text: str) -> RankFailedError:

@@ -1,4 +1,4 @@
-// Arguments: every array is checked here, before its pointer goes to C.
+// Arguments: every array is checked here, before its pointer goes to C; and what goes back to Python.
 #include "binding/binding.h"
 
 #include <cstdlib>
@@ -30,12 +30,20 @@ gtcb_dtype dtype_named(const std::string &name)
     throw nb::type_error(("dtype '" + name + "': gradients are float32, float16, bfloat16 or float64").c_str());
 }
 
+// Of ml_dtypes: NumPy itself has no bfloat16, and gives no such array away but as its bits.
+static bool is_ml_bfloat16(nb::handle array)
+{
+    const nb::object dtype = nb::getattr(array, "dtype", nb::none());
+    return nb::hasattr(array, "view") && std::string(nb::str(dtype).c_str()) == "bfloat16";
+}
+
 template <class Array> static std::vector<Array> arrays_of(nb::handle sequence, const char *what, const char *kind)
 {
     std::vector<Array> arrays;
     for (nb::handle item : sequence) {
         Array array;
-        if (!nb::try_cast<Array>(item, array, false))
+        if (!nb::try_cast<Array>(item, array, false) &&
+            !(is_ml_bfloat16(item) && nb::try_cast<Array>(item.attr("view")("uint16"), array, false)))
             throw nb::type_error((std::string(what) + "[" + std::to_string(arrays.size()) + "] is not a " + kind +
                                   " array in the CPU's memory").c_str());
         arrays.push_back(std::move(array));
@@ -63,17 +71,20 @@ template <class Array> static bool holds(const Array &a, gtcb_dtype dtype)
     }
 }
 
-std::vector<gtcb_segment> segments_of(const std::vector<ReadArray> &arrays, gtcb_dtype dtype)
+template <class Array> static std::vector<gtcb_segment> segments_in(const std::vector<Array> &arrays, gtcb_dtype dtype)
 {
     std::vector<gtcb_segment> segments;
     segments.reserve(arrays.size());
-    for (const ReadArray &array : arrays) {
+    for (const Array &array : arrays) {
         if (!holds(array, dtype))
             throw nb::type_error(("segments[" + std::to_string(segments.size()) + "] has not the bucket's dtype").c_str());
         segments.push_back({array.data(), array.size()});
     }
     return segments;
 }
+
+std::vector<gtcb_segment> segments_of(const std::vector<ReadArray> &arrays, gtcb_dtype dtype) { return segments_in(arrays, dtype); }
+std::vector<gtcb_segment> segments_of(const std::vector<WriteArray> &arrays, gtcb_dtype dtype) { return segments_in(arrays, dtype); }
 
 uint64_t total(const std::vector<gtcb_segment> &segments)
 {
@@ -142,6 +153,23 @@ gtcb_element element_of(nb::dlpack::dtype d)
     if (d.lanes == 1 && d.code == (uint8_t) dtype_code::UInt && d.bits == 16) return GTCB_BFLOAT16;   // NumPy has no bfloat16
     throw nb::type_error("the array must be uint8, float32, float64, or uint16 with the bits of bfloat16; convert it, or view it "
                          "as uint8");
+}
+
+nb::dict header_dict(const gtcb_header &h)
+{
+    nb::dict d;
+    d["kind"] = h.kind;
+    d["flags"] = h.flags;
+    d["element"] = h.element;
+    d["elements"] = h.elements;
+    d["sent"] = h.sent;
+    d["body_bytes"] = h.body_bytes;
+    d["sequence"] = h.sequence;
+    d["bucket"] = h.bucket;
+    d["sender"] = h.sender;
+    d["threshold"] = h.threshold;
+    d["body_checksum"] = h.body_checksum;
+    return d;
 }
 
 ByteArray own_bytes(uint8_t *data, size_t bytes)

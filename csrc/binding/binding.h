@@ -38,6 +38,7 @@ std::vector<ReadArray> read_arrays(nb::handle sequence, const char *what);
 std::vector<WriteArray> write_arrays(nb::handle sequence, const char *what);
 // The segments of one bucket; checks that the arrays are one-dimensional and of that dtype.
 std::vector<gtcb_segment> segments_of(const std::vector<ReadArray> &arrays, gtcb_dtype dtype);
+std::vector<gtcb_segment> segments_of(const std::vector<WriteArray> &arrays, gtcb_dtype dtype);
 // Where a mean goes; checks that all arrays are float32 or all bfloat16, and says which.
 std::vector<gtcb_target> targets_of(const std::vector<WriteArray> &arrays, gtcb_dtype &dtype);
 uint64_t total(const std::vector<gtcb_segment> &segments);
@@ -53,6 +54,7 @@ template <class Array> bool is_dtype(const Array &array, nb::dlpack::dtype_code 
     return d.code == (uint8_t) code && d.bits == bits && d.lanes == 1;
 }
 
+nb::dict header_dict(const gtcb_header &header);              // the fields of gtcbmuf.backends.Header
 // Takes over memory from malloc.
 ByteArray own_bytes(uint8_t *data, size_t bytes);
 

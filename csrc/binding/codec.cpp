@@ -99,23 +99,6 @@ static gtcb_header header_of(const Message &message)
     return header;
 }
 
-static nb::dict header_dict(const gtcb_header &h)
-{
-    nb::dict d;
-    d["kind"] = h.kind;
-    d["flags"] = h.flags;
-    d["element"] = h.element;
-    d["elements"] = h.elements;
-    d["sent"] = h.sent;
-    d["body_bytes"] = h.body_bytes;
-    d["sequence"] = h.sequence;
-    d["bucket"] = h.bucket;
-    d["sender"] = h.sender;
-    d["threshold"] = h.threshold;
-    d["body_checksum"] = h.body_checksum;
-    return d;
-}
-
 static void validate(Message message, nb::object variant_name)
 {
     const gtcb_variant *variant = variant_named(variant_name);

@@ -24,15 +24,20 @@ static void set_residuals(gtcb_encode_job &job, Flight &flight, const ReadArray 
     flight.write.push_back(out);
 }
 
-// `segments` must live as long as the job.
-static gtcb_encode_job job_of(uint32_t bucket, nb::handle segment_list, const std::string &dtype_name, const ReadArray &residual_in,
-                              const WriteArray &residual_out, float threshold, nb::object max_sent, Flight &flight,
-                              std::vector<gtcb_segment> &segments)
+// `segments` must live as long as the job. in_place: the mean will be written to them; then they come first in flight.write.
+static gtcb_encode_job job_of(uint32_t bucket, nb::handle segment_list, bool in_place, const std::string &dtype_name,
+                              const ReadArray &residual_in, const WriteArray &residual_out, float threshold, nb::object max_sent,
+                              Flight &flight, std::vector<gtcb_segment> &segments)
 {
     gtcb_encode_job job = {};
     job.dtype = dtype_named(dtype_name);
-    flight.read = read_arrays(segment_list, "segments");
-    segments = segments_of(flight.read, job.dtype);
+    if (in_place) {
+        flight.write = write_arrays(segment_list, "segments");
+        segments = segments_of(flight.write, job.dtype);
+    } else {
+        flight.read = read_arrays(segment_list, "segments");
+        segments = segments_of(flight.read, job.dtype);
+    }
     job.segments = segments.data();
     job.segment_count = segments.size();
     job.elements = total(segments);
@@ -43,14 +48,16 @@ static gtcb_encode_job job_of(uint32_t bucket, nb::handle segment_list, const st
     return job;
 }
 
-// Where the mean goes by itself. `targets` must live until the operation is posted.
-static const gtcb_mean_into *mean_into(nb::handle target_list, float divisor, const gtcb_encode_job &job, Flight &flight,
+// Where the mean goes by itself; in_place: to the segments. `targets` must live until the operation is posted.
+static const gtcb_mean_into *mean_into(nb::handle target_list, bool in_place, float divisor, const gtcb_encode_job &job, Flight &flight,
                                        std::vector<gtcb_target> &targets, gtcb_mean_into &into)
 {
     if (target_list.is_none())
         return nullptr;
-    const std::vector<WriteArray> arrays = write_arrays(target_list, "mean_into");
     gtcb_dtype dtype;
+    const auto segments = flight.write.begin();
+    const std::vector<WriteArray> arrays = in_place ? std::vector<WriteArray>(segments, segments + job.segment_count)
+                                                    : write_arrays(target_list, "mean_into");
     targets = targets_of(arrays, dtype);
     std::vector<gtcb_segment> spans;
     for (const gtcb_target &target : targets)
@@ -58,7 +65,8 @@ static const gtcb_mean_into *mean_into(nb::handle target_list, float divisor, co
     if (total(spans) != job.elements || !(divisor > 0))
         throw nb::value_error("mean_into needs arrays with the bucket's elements between them, and a divisor above 0");
     check_overlaps(spans, dtype, job.residual_in, job.residual_out, job.elements);
-    flight.write.insert(flight.write.end(), arrays.begin(), arrays.end());
+    if (!in_place)
+        flight.write.insert(flight.write.end(), arrays.begin(), arrays.end());
     into = {targets.data(), targets.size(), dtype, divisor};
     return &into;
 }
@@ -70,11 +78,14 @@ static Ticket post_encode(nb::handle_t<Exchange> self, uint32_t bucket, nb::hand
     Exchange &exchange = nb::cast<Exchange &>(self);
     exchange.sweep();
     Flight flight;
+    const bool in_place = target_list.is(segment_list);
     std::vector<gtcb_segment> segments;
-    gtcb_encode_job job = job_of(bucket, segment_list, dtype_name, residual_in, residual_out, threshold, max_sent, flight, segments);
+    gtcb_encode_job job = job_of(bucket, segment_list, in_place, dtype_name, residual_in, residual_out, threshold, max_sent, flight,
+                                 segments);
     std::vector<gtcb_target> targets;
     gtcb_mean_into into;
-    gtcb_status status = gtcb_post_encode(exchange.exchange, &job, mean_into(target_list, divisor, job, flight, targets, into), &flight.op);
+    gtcb_status status = gtcb_post_encode(exchange.exchange, &job, mean_into(target_list, in_place, divisor, job, flight, targets, into),
+                                          &flight.op);
     return ticket(self, status, std::move(flight));
 }
 
@@ -85,15 +96,17 @@ static Ticket post_owners(nb::handle_t<Exchange> self, uint32_t bucket, nb::hand
     Exchange &exchange = nb::cast<Exchange &>(self);
     exchange.sweep();
     Flight flight;
+    const bool in_place = target_list.is(segment_list);
     std::vector<gtcb_segment> segments;
-    gtcb_encode_job job = job_of(bucket, segment_list, dtype_name, residual_in, residual_out, threshold, max_sent, flight, segments);
+    gtcb_encode_job job = job_of(bucket, segment_list, in_place, dtype_name, residual_in, residual_out, threshold, max_sent, flight,
+                                 segments);
     gtcb_encode_job second = {};
     second.elements = gtcb_exchange_shard(exchange.exchange, job.elements);
     set_residuals(second, flight, second_in, second_out, second_threshold, "second");
     std::vector<gtcb_target> targets;
     gtcb_mean_into into;
-    gtcb_status status = gtcb_post_owners(exchange.exchange, &job, &second, mean_into(target_list, divisor, job, flight, targets, into),
-                                          &flight.op);
+    gtcb_status status = gtcb_post_owners(exchange.exchange, &job, &second,
+                                          mean_into(target_list, in_place, divisor, job, flight, targets, into), &flight.op);
     return ticket(self, status, std::move(flight));
 }
 

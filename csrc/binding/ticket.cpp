@@ -112,7 +112,9 @@ void bind_ticket(nb::module_ &m)
             t.done();
             if (rank >= t.size())
                 throw nb::index_error("no such rank");
-            return nb::bytes((const char *) gtcb_op_header(t.flight.op, rank), GTCB_HEADER_BYTES);
+            gtcb_header header;
+            check(gtcb_read_header(gtcb_op_header(t.flight.op, rank), &header));
+            return header_dict(header);
         }, "rank"_a)
         .def("body", body, "rank"_a)
         .def("following", following, "rank"_a)

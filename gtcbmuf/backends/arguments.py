@@ -122,7 +122,7 @@ def tau(value) -> np.float32:
         threshold = value if type(value) is np.float32 else _rounded(value)
     except (TypeError, ValueError):
         raise TypeError(f"threshold must be a number, found {_what(value)}") from None
-    if np.ndim(threshold) or not 0 < threshold < math.inf:
+    if type(threshold) is not np.float32 or not 0 < float(threshold) < math.inf:
         raise ValueError(f"threshold is {value!r}; as a float32 it must be finite and > 0")
     return threshold
 

@@ -26,10 +26,11 @@ class HostHome:
 
     def segment(self, gradient: torch.Tensor) -> np.ndarray:
         """As the worker takes it: 1-D and contiguous; bfloat16 as its uint16 bits. Shares memory if it can."""
-        flat = gradient.detach().cpu().contiguous().view(-1)
-        if flat.dtype == torch.bfloat16:
-            return flat.view(torch.int16).numpy().view(np.uint16)  # torch < 2.3 has no uint16
-        return flat.numpy()
+        if not _is_one_row(gradient):
+            gradient = gradient.detach().cpu().contiguous()
+        if gradient.dtype == torch.bfloat16:
+            return gradient.view(torch.int16).numpy().view(np.uint16).reshape(-1)  # torch < 2.3 has no uint16
+        return gradient.numpy().reshape(-1)
 
     def collect(self, worker: Worker, bucket: Bucket, segments: Sequence[np.ndarray], gradients: Sequence[torch.Tensor]) -> None:
         """The exchanged gradient into these tensors, of which `segments` were posted and may share the memory."""
@@ -39,8 +40,8 @@ class HostHome:
             return
         worker.collect(bucket.index)
         for segment, gradient in zip(segments, gradients):
-            if segment.ctypes.data != gradient.data_ptr():
-                gradient.copy_(_tensor(segment, gradient.dtype).view(gradient.shape))
+            if not _is_one_row(gradient) and segment.ctypes.data != gradient.data_ptr():
+                _fill(gradient, _tensor(segment, gradient.dtype).view(gradient.shape))
 
     def confirm(self) -> None:
         """After all buckets were collected: raises what turns out to be wrong with them."""
@@ -81,11 +82,17 @@ class CudaHome:
         """See HostHome.confirm. Gradients are copied by a kernel for many, not one by one."""
         (targets, sources), self._copies = self._copies, ([], [])
         if targets:
-            torch._foreach_copy_(targets, sources)
+            with torch.no_grad():
+                torch._foreach_copy_(targets, sources)
         self._home.confirm()
 
     def _shown(self, values: DeviceVector) -> torch.Tensor:
         return torch.as_tensor(values, device=self._device)  # by the CUDA array interface
+
+
+def _is_one_row(gradient: torch.Tensor) -> bool:
+    """Whether NumPy may look at it as it is."""
+    return gradient.is_cpu and gradient.is_contiguous() and not gradient.requires_grad
 
 
 def _tensor(segment: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -93,10 +100,15 @@ def _tensor(segment: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
     return torch.from_numpy(segment.view(np.int16)).view(dtype) if dtype == torch.bfloat16 else torch.from_numpy(segment)
 
 
+@torch.no_grad()
+def _fill(gradient: torch.Tensor, values: torch.Tensor) -> None:
+    gradient.copy_(values)
+
+
 def _copy(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> None:
     """float32 values of a bucket into its tensors, each in its own dtype."""
     for gradient, part in zip(gradients, _parts(values, bucket, gradients)):
-        gradient.copy_(part)
+        _fill(gradient, part)
 
 
 def _parts(values: torch.Tensor, bucket: Bucket, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:

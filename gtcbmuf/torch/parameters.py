@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -30,7 +31,13 @@ def _register(name: str, parameter: torch.nn.Parameter) -> Named:
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return _name(tensor.dtype)
+
+
+@functools.cache
+def _name(dtype: torch.dtype) -> str:
+    """To put it together anew takes microseconds."""
+    return str(dtype).removeprefix("torch.")
 
 
 def collect(

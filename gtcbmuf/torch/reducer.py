@@ -127,7 +127,6 @@ class GradientReducer:
 
     # -- after the exchange ----------------------------------------------------------------------
 
-    @torch.no_grad()
     def collect(self) -> None:
         """The group's gradient into .grad of every parameter, in its own dtype."""
         self._check_untouched()
@@ -158,7 +157,7 @@ def _check(named: Named, gradient: torch.Tensor) -> None:
             "costs GTC next to nothing."
         )
     expected = named.tensor
-    if tuple(gradient.shape) != expected.shape or dtype_name(gradient) != expected.dtype:
+    if gradient.shape != expected.shape or dtype_name(gradient) != expected.dtype:
         raise TypeError(
             f"the gradient of {named.name} has shape {list(gradient.shape)} and dtype "
             f"{dtype_name(gradient)}, its parameter {list(expected.shape)} and {expected.dtype}"
