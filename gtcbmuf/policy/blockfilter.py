@@ -38,11 +38,16 @@ class BlockFilter:
 
     def start(self) -> np.ndarray:
         """W_start, in a vector of its own."""
+        vector = np.empty_like(self.params)
+        self.start_into(vector)
+        return vector
+
+    def start_into(self, vector: np.ndarray) -> None:
         if not self.nesterov:
-            return self.params.copy()
-        start = self.block_update * self.momentum
-        start += self.params
-        return start
+            vector[:] = self.params
+            return
+        np.multiply(self.block_update, self.momentum, out=vector)
+        vector += self.params
 
     def vector(self) -> np.ndarray:
         """[elements], for a block delta or W_start: one that was kept, as the system may take long to find another (tens of

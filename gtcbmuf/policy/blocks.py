@@ -239,9 +239,14 @@ class Blocks(BlockState, BlockSurvivor):
         model.read(vector)
         with np.errstate(over="ignore", invalid="ignore"):  # refused by every rank
             if model.rounds:
-                began = self.start() if self.origin is None else self.origin.copy()
+                began = self.filter.vector()
+                if self.origin is None:
+                    self.filter.start_into(began)
+                else:
+                    began[:] = self.origin
                 model.hold(began)
                 vector -= began
+                self.filter.keep(began)
             elif self.origin is None:
                 self.filter.subtract_start(vector)
             else:

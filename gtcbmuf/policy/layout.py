@@ -12,7 +12,7 @@ from functools import cached_property
 from gtcbmuf.errors import SettingsError
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
-BUCKET_BYTES = 4 * 2**20  # of float32: nothing hides the last bucket (docs/performance-exchange.md, Buckets)
+BUCKET_BYTES = 4 * 2**20  # of float32: nothing hides the last bucket (docs/performance-steps.md, Buckets)
 
 
 @dataclass(frozen=True)

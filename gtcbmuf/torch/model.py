@@ -14,6 +14,7 @@ from gtcbmuf.torch.broadcasts import _broadcast_optimizer_state, _broadcast_para
 from gtcbmuf.torch.parameters import dtype_name
 
 OPTIMIZER_STATE = ("auto", "keep", "reset", "average")
+HELD = 16384  # elements rounded at a time: what they are meanwhile is no large allocation
 
 
 class TorchModel:
@@ -71,8 +72,8 @@ class TorchModel:
         """vector, in place, as the parameters would hold it: rounded to their dtypes."""
         flat, at = torch.from_numpy(vector), 0
         for _, parameter in self.parameters:
-            part = flat[at : at + parameter.numel()]
-            part.copy_(part.to(parameter.dtype))
+            for part in flat[at : at + parameter.numel()].split(HELD):
+                part.copy_(part.to(parameter.dtype))
             at += parameter.numel()
 
     @contextlib.contextmanager

@@ -81,6 +81,6 @@ def test_a_saved_file_gives_the_same_text(tmp_path, capsys):
 
 def test_the_page_shows_what_was_hidden():
     docs = ROOT / "docs"
-    page = (docs / "performance-exchange.md").read_text()
+    page = (docs / "performance-steps.md").read_text()
     content = files.load(docs / "results" / "overlap.json", overlap.PART)
     assert overlap.table(content) in page and all(overlap.timeline(run) in page for run in content["runs"])

@@ -113,7 +113,7 @@ def test_a_step_is_the_ranks_own_sequence_at_the_parameters_of_now(monkeypatch):
 
 
 def test_the_page_shows_the_results():
-    page = (ROOT / "docs" / "performance-exchange.md").read_text()
+    page = (ROOT / "docs" / "performance-steps.md").read_text()
     records = results.read(ROOT / "docs" / "results" / "equal-loss.jsonl")
     assert compare_loss.table(records) in page
     knobs = [{k: v for k, v in r.items() if k in ("ranks", "scale", "learning_rate", "clip", "torch")} for r in records]

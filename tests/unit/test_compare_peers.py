@@ -189,8 +189,26 @@ def test_gradients_become_ready_from_the_last_layer_on(small, monkeypatch):
 
 @pytest.mark.parametrize("name", ["peers.json", "peers-gpu.json"])
 def test_the_page_shows_the_results(name):
-    page = [line.rstrip() for line in (ROOT / "docs" / "performance-exchange.md").read_text().splitlines()]
+    page = [line.rstrip() for line in (ROOT / "docs" / "performance-steps.md").read_text().splitlines()]
     lines = results.table(results.load(ROOT / "docs" / "results" / name)).splitlines()
     rows = lines[lines.index("") + 1 :]
     assert any(page[at : at + len(rows)] == rows for at in range(len(page)))
     assert all(fact in page for fact in lines[: lines.index("")])
+
+
+def test_the_readme_shows_some_of_them():
+    page = results.table(results.load(ROOT / "docs" / "results" / "peers.json")).splitlines()
+    measured = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page if line.startswith("| 1")]
+    lines = (ROOT / "README.md").read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("| | LSTM, 1gbit"))
+    columns = [column.strip().split(", ") for column in lines[at].split("|")[2:-1]]
+    shown = 0
+    for line in lines[at + 2 :]:
+        if not line.startswith("|"):
+            break
+        method, *cells = [cell.strip().replace("*", "") for cell in line.split("|")[1:-1]]
+        for (model, link), cell in zip(columns, cells, strict=True):
+            of_it = {row[5].split(" ")[0] for row in measured if row[:4] == [link, "4", model, method]}
+            assert cell in of_it or (cell == "" and not of_it), (method, model, link)
+            shown += cell != ""
+    assert shown == 30
