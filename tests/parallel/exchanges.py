@@ -103,9 +103,10 @@ def check_encode(exchange, bucket, n, *, threshold=1.0, dtype="float32", max_sen
     before, residual_out = residual_in.copy(), np.full(n, np.nan, np.float32)
     mine = gradient(exchange.rank, n, dtype, step)
     sequence = exchange.sequence
-    targets = [mine[:cut], mine[cut:]] if in_place else means(n, cut, dtype)
+    segments = [mine[:cut], mine[cut:]]
+    targets = segments if in_place else means(n, cut, dtype)
     ticket = exchange.post_encode(
-        bucket, [mine[:cut], mine[cut:]], residual_in, residual_out, threshold,
+        bucket, segments, residual_in, residual_out, threshold,
         max_sent=max_sent, dtype=dtype, **({"mean_into": targets, "divisor": 3} if in_place else {}),
     )  # fmt: skip
     assert exchange.sequence == sequence + 1

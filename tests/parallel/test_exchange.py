@@ -95,6 +95,9 @@ def test_a_mean_goes_to_arrays_that_hold_it(exchange, targets, kind, words):
             exchange.post_encode(*arguments, mean_into=[mean], divisor=divisor)
     with pytest.raises(ValueError, match="overlap"):
         exchange.post_encode(*arguments, mean_into=[arguments[3]])
+    for segments in ([np.ones(10, np.float16)], [np.frombuffer(np.ones(10, np.float32).tobytes(), np.float32)]):
+        with pytest.raises(TypeError):
+            exchange.post_encode(0, segments, *arguments[2:], mean_into=segments)
     assert exchange.sequence == sequence
 
 

@@ -312,6 +312,18 @@ def test_quanta_come_to_gradients_of_any_dtype_and_strides(dtype, memory_format)
         assert p.grad.is_contiguous(memory_format=memory_format)
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")
+@pytest.mark.parametrize("strategy", [Dense(), GTC(**{**NO_DENSE, "threshold": 0.5})])
+def test_a_gradient_may_be_part_of_a_graph(strategy):
+    p = torch.nn.Parameter(torch.tensor([1.0, 2.0, 3.0]))
+    opt = DistributedOptimizer(torch.optim.SGD([p], lr=0.0), strategy=strategy, exchanges=alone())
+    (p**3).sum().backward(create_graph=True)
+    own = p.grad.detach().clone()
+    assert p.grad.requires_grad
+    opt.step()
+    assert torch.equal(p.grad.detach(), own if strategy == Dense() else torch.full((3,), 0.5))
+
+
 # -- loss scaling ----------------------------------------------------------------------------------
 
 
