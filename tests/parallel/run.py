@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -36,8 +37,14 @@ def command(ranks, options, arguments):
 
 
 def run(ranks, options, arguments):
-    """The exit status of one mpirun; it and all ranks are killed when the time is over."""
-    env = {"GTCBMUF_TIMEOUT_SECONDS": "60", **os.environ}
+    """The exit status of one mpirun, whose temporary files are its own (tests/system/conftest.py says why)."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        return run_in(folder, ranks, options, arguments)
+
+
+def run_in(folder, ranks, options, arguments):
+    """It and all ranks are killed when the time is over."""
+    env = {"GTCBMUF_TIMEOUT_SECONDS": "60", **os.environ, "TMPDIR": folder}
     job = subprocess.Popen(command(ranks, options, arguments), cwd=ROOT, env=env,
                            start_new_session=True)  # fmt: skip
     try:
