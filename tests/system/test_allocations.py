@@ -47,8 +47,9 @@ def test_no_large_allocation_in_a_steady_step(preload, dtype):
             assert last == [], method
 
 
-def test_nor_do_the_options_of_a_block_s_end_make_any(preload):
-    for rank in steps(preload, methods=["hybrid, bf16", "hybrid, bf16, overlapped"]):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_nor_do_the_options_of_a_block_s_end_make_any(preload, dtype):
+    for rank in steps(preload, methods=["hybrid, bf16", "hybrid, bf16, overlapped"], dtype=dtype):
         for method, run in rank.items():
             assert run["steps"] == [[], [], []], method
 
